@@ -1,0 +1,267 @@
+//! Who is where: the [`Registry`] trait, the snapshot it publishes, and the handle of a registration.
+//!
+//! Owns the vocabulary between nodes and the systems that know where services are. It must never see the client
+//! or the server. Look next at [`memory`], [`fixed`] and `consul` for the systems themselves.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+/// Finds the instances of services and makes one's own findable.
+///
+/// Implementations are cheap to share; every method is cancel safe.
+#[async_trait]
+pub trait Registry: fmt::Debug + Send + Sync + 'static {
+    /// What errors call it, with its address: `consul at http://127.0.0.1:8500`. Never contains a secret.
+    fn describe(&self) -> String;
+
+    /// Makes `instance` findable and keeps it so until the handle is left or dropped.
+    ///
+    /// Returns as soon as the first attempt has an outcome: a registry that cannot be reached is not an error but a
+    /// [`Registration`] in the state [`RegistrationState::Retrying`].
+    ///
+    /// # Errors
+    /// When no later attempt could succeed, for example because of an illegal service name.
+    async fn register(&self, instance: Instance) -> Result<Registration, RegistryError>;
+
+    /// Watches one service. All watches of one service in one process share the work.
+    fn watch(&self, service: &str) -> Watch;
+}
+
+/// Why a registry refuses for good.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// The instance or the service's name is not acceptable; the text says what is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// The registry's own settings are not acceptable; the text says which.
+    #[error("{0}")]
+    Settings(String),
+    /// The registry did not answer, or not sensibly; the text says which and how.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+/// One node exposing one service, as it registers itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// The service's name.
+    pub service: String,
+    /// The node's own unique id, also on one machine and after a restart.
+    pub id: String,
+    /// Random number of this process; a restarted process on the same port has another one.
+    pub incarnation: u64,
+    /// The address to be called at; `None` leaves it to the registry (the address of the machine's agent).
+    pub address: Option<IpAddr>,
+    /// The port to be called at.
+    pub port: u16,
+    /// Share of the calls relative to other instances; 1 is normal.
+    pub weight: u16,
+    /// Where it runs, for balancers that prefer what is near.
+    pub zone: Option<String>,
+    /// Free labels.
+    pub tags: Vec<String>,
+    /// Small extra data.
+    pub meta: BTreeMap<String, String>,
+}
+
+/// How far an endpoint can be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tier {
+    /// Everything passes: used.
+    Healthy,
+    /// A warning, or only the machine's own check fails: used when nothing is healthy.
+    Doubtful,
+    /// Its own check fails, or it is only remembered: not used unless nothing else is known.
+    Unhealthy,
+}
+
+/// An instance as a client sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where to connect to.
+    pub addr: SocketAddr,
+    /// Which process must answer there, if the registry knows; the handshake refuses another one.
+    pub incarnation: Option<u64>,
+    /// The registry's id of the instance.
+    pub id: String,
+    /// How far it can be trusted.
+    pub tier: Tier,
+    /// Share of the calls relative to others.
+    pub weight: u16,
+    /// Where it runs.
+    pub zone: Option<String>,
+    /// Free labels.
+    pub tags: Vec<String>,
+    /// Small extra data.
+    pub meta: BTreeMap<String, String>,
+}
+
+impl Endpoint {
+    /// A healthy endpoint of which nothing but the address is known.
+    pub fn new(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            incarnation: None,
+            id: addr.to_string(),
+            tier: Tier::Healthy,
+            weight: 1,
+            zone: None,
+            tags: Vec::new(),
+            meta: BTreeMap::new(),
+        }
+    }
+}
+
+/// How old a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// The registry has not answered yet.
+    Never,
+    /// The registry stands by it.
+    Live,
+    /// The registry has not confirmed it since then; it is the last good one.
+    Stale(Instant),
+}
+
+/// Every known instance of one service at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoints {
+    /// Grows with every change of the list.
+    pub generation: u64,
+    /// Whether the registry stands by it.
+    pub freshness: Freshness,
+    /// The instances, ordered by address, one per address.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// The registry's last trouble in words, while there is one.
+    pub problem: Option<String>,
+}
+
+impl Endpoints {
+    /// What is known before the registry has answered.
+    pub const fn unknown() -> Self {
+        Self { generation: 0, freshness: Freshness::Never, endpoints: Vec::new(), problem: None }
+    }
+
+    /// The instances to use: the best tier that has any; [`Tier::Unhealthy`] ones are never among them.
+    pub fn usable(&self) -> Vec<Arc<Endpoint>> {
+        for tier in [Tier::Healthy, Tier::Doubtful] {
+            let of_tier: Vec<_> = self.endpoints.iter().filter(|e| e.tier == tier).cloned().collect();
+            if !of_tier.is_empty() {
+                return of_tier;
+            }
+        }
+        Vec::new()
+    }
+}
+
+/// A view of one service that keeps itself up to date. Cheap to clone.
+#[derive(Clone)]
+pub struct Watch {
+    snapshots: watch::Receiver<Arc<Endpoints>>,
+    refresh: Arc<Notify>,
+    _keep: Option<Arc<dyn std::any::Any + Send + Sync>>,
+}
+
+impl Watch {
+    /// A view fed through `snapshots`. `refresh` is notified when a user wants the registry asked again at once;
+    /// `keep` is dropped with the last clone, which tells the feeder that nobody looks any more.
+    pub fn new(
+        snapshots: watch::Receiver<Arc<Endpoints>>,
+        refresh: Arc<Notify>,
+        keep: Option<Arc<dyn std::any::Any + Send + Sync>>,
+    ) -> Self {
+        Self { snapshots, refresh, _keep: keep }
+    }
+
+    /// The newest snapshot.
+    pub fn current(&self) -> Arc<Endpoints> {
+        Arc::clone(&self.snapshots.borrow())
+    }
+
+    /// The next snapshot that differs from the last one seen through this view; the first call returns at once.
+    /// Cancel safe. When the registry is gone it waits for ever.
+    pub async fn changed(&mut self) -> Arc<Endpoints> {
+        if self.snapshots.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        Arc::clone(&self.snapshots.borrow_and_update())
+    }
+
+    /// Asks the registry to look again at once, for example because no endpoint works.
+    pub fn refresh(&self) {
+        self.refresh.notify_one();
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("current", &self.current()).finish_non_exhaustive()
+    }
+}
+
+/// What has become of a registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegistrationState {
+    /// Others can find the instance.
+    Registered,
+    /// The registry has not taken it, or lost it; picom keeps trying. The text says why.
+    Retrying(String),
+    /// The registry refuses for lack of rights; picom keeps trying, slowly. The text says why.
+    Denied(String),
+    /// It was taken back.
+    Left,
+}
+
+/// The handle of a registration. Dropping it takes the registration back without waiting.
+pub struct Registration {
+    state: watch::Receiver<RegistrationState>,
+    leave: Option<Leave>,
+}
+
+type Leave = Box<dyn FnOnce() -> BoxFuture<'static, Result<(), RegistryError>> + Send + Sync>;
+
+impl Registration {
+    /// A handle whose state is read from `state` and which is taken back by `leave`. What `leave` captures must
+    /// take the registration back, as well as it can without waiting, when it is dropped uncalled.
+    pub fn new(
+        state: watch::Receiver<RegistrationState>,
+        leave: impl FnOnce() -> BoxFuture<'static, Result<(), RegistryError>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { state, leave: Some(Box::new(leave)) }
+    }
+
+    /// What has become of it by now.
+    pub fn state(&self) -> RegistrationState {
+        self.state.borrow().clone()
+    }
+
+    /// The states as they change.
+    pub fn states(&self) -> watch::Receiver<RegistrationState> {
+        self.state.clone()
+    }
+
+    /// Takes the registration back and waits until the registry's readers can have seen it.
+    ///
+    /// # Errors
+    /// When the registry could not be told; it then forgets the instance by itself after a while.
+    pub async fn leave(mut self) -> Result<(), RegistryError> {
+        match self.leave.take() {
+            Some(leave) => leave().await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registration").field("state", &self.state()).finish_non_exhaustive()
+    }
+}
