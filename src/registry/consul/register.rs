@@ -238,7 +238,7 @@ impl Registrar {
     }
 
     fn look_again(&mut self) {
-        let pause = Duration::from_millis(20 << self.looks.min(9));
+        let pause = Duration::from_millis(20 << self.looks.min(6));
         self.look_at = Some(Instant::now() + about(pause));
     }
 

@@ -127,7 +127,7 @@ impl Watcher {
             // The query goes on meanwhile: Consul would count an abandoned one until its wait ends.
             self.bucket.wait().await;
             let health = self.read_now().await?;
-            if health.index < index {
+            if health.index.max(1) < index {
                 return Ok(health);
             }
             self.accept(health).await?;
@@ -247,5 +247,6 @@ impl Watcher {
 /// Where to wait on. An index that went down belongs to another Consul than the one before, so the list is read anew;
 /// 0 and 1 ask for nothing newer than what any Consul has.
 fn next_index(before: u64, now: u64) -> u64 {
-    if now < before { 0 } else { now.max(1) }
+    let now = now.max(1);
+    if now < before { 0 } else { now }
 }
