@@ -231,7 +231,7 @@ async fn equal_answers_wake_nobody() {
 fn lagging(leader: Reply) -> impl Fn(&Request) -> Reply + Send + Sync + 'static {
     move |request| {
         if request.query.contains("stale") && request.index().is_none() {
-            Reply::list(100, &[entry("old", 1)]).header("X-Consul-LastContact", 60_000)
+            Reply::list(100, &[entry("old", 1)]).header("X-Consul-LastContact", "60000")
         } else if request.index().is_some() {
             Reply::Hold
         } else {
@@ -318,4 +318,16 @@ async fn null_is_an_empty_list() {
     .await;
     let mut watch = consul(&fake).watch("service1");
     until(&mut watch, "the empty list", |e| live(e, &[])).await;
+}
+
+#[tokio::test]
+#[ignore = "takes more than a minute"]
+async fn a_query_that_sleeps_through_a_change_is_noticed_within_about_a_minute() {
+    let fake = FakeConsul::listing(100, &[entry("one", 1)]).await;
+    let mut watch = watching_one(&fake).await;
+    let updated = listing(101, &[entry("two", 2)]);
+    fake.becomes(move |request| if request.index() == Some(100) { Reply::Hold } else { updated(request) });
+    let began = std::time::Instant::now();
+    while !live(&*watch.changed().await, &["two"]) {}
+    assert!(began.elapsed() < Duration::from_secs(70), "it took {:?}", began.elapsed());
 }

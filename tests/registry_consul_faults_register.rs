@@ -284,3 +284,30 @@ async fn a_ttl_that_cannot_work_is_refused() {
         }
     }
 }
+
+#[tokio::test]
+async fn another_datacenter_to_find_services_in_is_not_where_one_registers() {
+    let fake = FakeConsul::start(good()).await;
+    let registry = consul(&fake).datacenter("dc2");
+    let registration = registry.register(instance("service1", "one", 4000)).await.unwrap();
+    assert_eq!(registration.state(), RegistrationState::Registered);
+    let requests = fake.requests();
+    assert!(requests.iter().all(|request| !request.query.contains("dc2")), "{requests:#?}");
+}
+
+#[tokio::test]
+#[ignore = "takes more than a minute"]
+async fn an_instance_is_registered_again_every_minute_or_so() {
+    let fake = FakeConsul::start(good()).await;
+    let _registration = register(&fake).await;
+    let mut again = Vec::new();
+    for _ in 0..80 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        again = fake.requests().into_iter().filter(|request| request.verb() == "register").collect();
+        if again.len() > 1 {
+            break;
+        }
+    }
+    let gap = again[1].at - again[0].at;
+    assert!(gap > Duration::from_secs(47) && gap < Duration::from_secs(75), "a gap of {gap:?}");
+}

@@ -30,6 +30,7 @@ impl Publisher {
         self.0.subscribe()
     }
 
+    #[cfg(any(test, feature = "consul"))]
     pub(super) fn current(&self) -> Arc<Endpoints> {
         Arc::clone(&self.0.borrow())
     }
@@ -40,6 +41,7 @@ impl Publisher {
     }
 
     /// The registry gave this list but does not stand by it.
+    #[cfg(feature = "consul")]
     pub(super) fn stale(&self, endpoints: Vec<Endpoint>, problem: String) {
         self.publish(Freshness::Stale(Instant::now()), Some(endpoints), Some(problem));
     }
@@ -178,5 +180,98 @@ impl User {
 impl Drop for User {
     fn drop(&mut self) {
         self.0.send_modify(|n| *n -= 1);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    const LINGER: Duration = Duration::from_secs(10);
+
+    /// Counts how often a feed is started and how often one has ended.
+    #[derive(Default)]
+    struct Counts {
+        started: AtomicUsize,
+        ended: AtomicUsize,
+    }
+
+    struct End(Arc<Counts>);
+
+    impl Drop for End {
+        fn drop(&mut self) {
+            self.0.ended.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn watch(feeds: &Arc<Feeds>, counts: &Arc<Counts>) -> Watch {
+        feeds.watch("service1", LINGER, |publisher, _| {
+            counts.started.fetch_add(1, Ordering::SeqCst);
+            let end = End(Arc::clone(counts));
+            async move {
+                publisher.live(Vec::new(), None);
+                std::future::pending::<()>().await;
+                drop(end);
+            }
+        })
+    }
+
+    fn numbers(counts: &Counts) -> (usize, usize) {
+        (counts.started.load(Ordering::SeqCst), counts.ended.load(Ordering::SeqCst))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_feed_outlives_a_short_absence_but_not_a_long_one() {
+        let (feeds, counts) = (Arc::new(Feeds::default()), Arc::new(Counts::default()));
+        for _ in 0..3 {
+            let first = watch(&feeds, &counts);
+            let second = watch(&feeds, &counts).clone();
+            drop(first);
+            tokio::time::sleep(LINGER * 2).await;
+            drop(second);
+            tokio::time::sleep(LINGER / 2).await;
+        }
+        assert_eq!(numbers(&counts), (1, 0));
+        tokio::time::sleep(LINGER).await;
+        assert_eq!(numbers(&counts), (1, 1), "nobody looked for longer than the linger");
+        assert!(feeds.lock().is_empty(), "the ended feed is forgotten");
+        let _again = watch(&feeds, &counts);
+        assert_eq!(numbers(&counts), (2, 1));
+    }
+
+    #[test]
+    fn a_feed_whose_runtime_has_ended_is_replaced() {
+        let (feeds, counts) = (Arc::new(Feeds::default()), Arc::new(Counts::default()));
+        for round in 1..=2 {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let mut watch = runtime.block_on(async { watch(&feeds, &counts) });
+            runtime.block_on(async { while watch.changed().await.freshness != Freshness::Live {} });
+            assert_eq!(numbers(&counts).0, round);
+        }
+    }
+
+    #[test]
+    fn trouble_keeps_the_list_and_equal_news_wakes_nobody() {
+        let publisher = Publisher::new();
+        let mut snapshots = publisher.subscribe();
+        publisher.trouble("no answer".to_owned());
+        assert_eq!(publisher.current().freshness, Freshness::Never);
+        let endpoint = Endpoint::new(SocketAddr::from(([10, 0, 0, 7], 4000)));
+        publisher.live(vec![endpoint.clone()], None);
+        let good = publisher.current();
+        assert_eq!((good.generation, good.problem.as_deref()), (1, None));
+        publisher.trouble("no answer".to_owned());
+        let old = publisher.current();
+        assert!(matches!(old.freshness, Freshness::Stale(_)));
+        assert_eq!((old.generation, old.problem.as_deref()), (1, Some("no answer")));
+        assert_eq!(old.endpoints, good.endpoints);
+        snapshots.mark_unchanged();
+        publisher.trouble("no answer".to_owned());
+        assert!(!snapshots.has_changed().unwrap(), "the same trouble again is no news");
+        publisher.live(vec![endpoint], None);
+        assert_eq!(publisher.current().generation, 1, "the list never changed");
     }
 }

@@ -67,12 +67,12 @@ impl Reply {
     }
 
     pub(crate) fn list(index: u64, entries: &[Value]) -> Self {
-        Self::text(200, Value::from(entries).to_string()).header("X-Consul-Index", index)
+        Self::text(200, Value::from(entries).to_string()).header("X-Consul-Index", index.to_string())
     }
 
-    pub(crate) fn header(mut self, name: &'static str, value: impl ToString) -> Self {
+    pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         if let Self::Answer { headers, .. } = &mut self {
-            headers.push((name, value.to_string()));
+            headers.push((name, value.into()));
         }
         self
     }
@@ -149,7 +149,7 @@ impl FakeConsul {
         let mut requests = self.requests.subscribe();
         let fitting = tokio::time::timeout(super::PATIENCE, requests.wait_for(|requests| fits(requests))).await;
         match fitting {
-            Ok(Ok(requests)) => return requests.clone(),
+            Ok(Ok(requests)) => requests.clone(),
             _ => panic!("waited for {what}, but what was asked is {:#?}", self.requests()),
         }
     }

@@ -91,7 +91,7 @@ fn what_the_instance_said_of_itself_comes_back() {
 
 #[test]
 fn weights_that_make_no_sense_become_the_nearest_that_do() {
-    for (told, understood) in [(-1, 1), (0, 1), (3, 3), (1 << 40, u16::MAX)] {
+    for (told, understood) in [(-1, 1), (0, 1), (3, 3), (1_i64 << 40, u16::MAX)] {
         let entry = json!({"Service": {"ID": "a", "Address": "::1", "Port": 1, "Weights": {"Passing": told}}});
         assert_eq!(parse(vec![entry]).endpoints[0].weight, understood, "told {told}");
     }

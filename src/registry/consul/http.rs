@@ -5,12 +5,12 @@
 //! for what a failed call says.
 
 use std::fs;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Client, Method, redirect};
 use serde_json::Value;
+use tokio::sync::watch;
 
 use super::settings::{Settings, bad};
 use super::tls;
@@ -41,6 +41,8 @@ pub(super) enum Read {
     StaleAfter(u64),
     /// At once, from the leader.
     Leader,
+    /// At once, from the leader of the agent's own datacenter, which is where instances are registered.
+    Own,
 }
 
 /// The answer to a reading of instances.
@@ -61,7 +63,7 @@ pub(super) struct Api {
     reads: Client,
     /// Connections of their own, so that a beat never waits behind a long poll.
     beats: Client,
-    token: Mutex<Option<HeaderValue>>,
+    token: watch::Sender<Option<HeaderValue>>,
 }
 
 impl Api {
@@ -79,7 +81,7 @@ impl Api {
                 .build()
                 .map_err(|error| bad(format!("no HTTP client: {}", Trouble::cause(&error))))
         };
-        Ok(Self { reads: client()?, beats: client()?, token: Mutex::new(token), settings })
+        Ok(Self { reads: client()?, beats: client()?, token: watch::Sender::new(token), settings })
     }
 
     /// What errors call it.
@@ -87,19 +89,23 @@ impl Api {
         format!("consul at {}", self.settings.address)
     }
 
-    /// Reads the token's file again; true if there is another token now. An unreadable file changes nothing.
-    pub(super) fn reload_token(&self) -> bool {
-        let fresh = match token(&self.settings) {
-            Ok(fresh) => fresh,
-            Err(error) => {
-                tracing::warn!(%error, "the old token stays in use");
-                return false;
+    /// Reads the token's file again; all who wait for another token hear of it. An unreadable file changes nothing.
+    pub(super) fn reload_token(&self) {
+        match token(&self.settings) {
+            Ok(fresh) => {
+                self.token.send_if_modified(|current| {
+                    let changed = *current != fresh;
+                    *current = fresh;
+                    changed
+                });
             }
-        };
-        let mut current = self.token.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = *current != fresh;
-        *current = fresh;
-        changed
+            Err(error) => tracing::warn!(%error, "the old token stays in use"),
+        }
+    }
+
+    /// Changes whenever there is another token.
+    pub(super) fn tokens(&self) -> watch::Receiver<Option<HeaderValue>> {
+        self.token.subscribe()
     }
 
     /// Tells the agent of an instance; it overwrites the one with the same id.
@@ -124,11 +130,11 @@ impl Api {
     pub(super) async fn health(&self, service: &str, read: Read, timeout: Duration) -> Result<Health, Trouble> {
         let path = format!("/v1/health/service/{}", escape(service));
         let mut query = match read {
-            Read::Leader => String::new(),
+            Read::Leader | Read::Own => String::new(),
             Read::Stale => "stale".to_owned(),
             Read::StaleAfter(index) => format!("stale&index={index}&wait={}s", WAIT.as_secs()),
         };
-        if let Some(datacenter) = &self.settings.datacenter {
+        if let Some(datacenter) = self.settings.datacenter.as_ref().filter(|_| read != Read::Own) {
             query = format!("{query}&dc={}", escape(datacenter));
         }
         let timeout = if matches!(read, Read::StaleAfter(_)) { WAIT_TIMEOUT } else { timeout };
@@ -182,7 +188,7 @@ impl Api {
             url = format!("{url}&ns={}", escape(namespace));
         }
         let mut request = client.request(method.clone(), url).timeout(timeout);
-        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let token = self.token.borrow().clone();
         if let Some(token) = token {
             request = request.header("X-Consul-Token", token);
         }

@@ -67,6 +67,7 @@ pub(super) async fn start(group: Arc<Group>, instance: &Instance) -> Result<Regi
         looks: 0,
         failures: Backoff::new(Duration::from_millis(250), (ttl / 3).min(Duration::from_secs(10))),
         denials: Backoff::new(Duration::from_secs(1), DENIED_CAP),
+        denied: false,
         gate: LogGate::default(),
         group,
     };
@@ -148,6 +149,8 @@ struct Registrar {
     looks: u32,
     failures: Backoff,
     denials: Backoff,
+    /// Whether the last step was refused for lack of rights, so that another token is worth a step.
+    denied: bool,
     gate: LogGate,
 }
 
@@ -155,13 +158,16 @@ impl Registrar {
     /// Until stopped; then takes the instance back. A step that has begun is waited for, because a request that the
     /// agent handles late would bring the instance back.
     async fn run(mut self, stop: CancellationToken) -> Result<(), RegistryError> {
+        let mut tokens = self.group.api.tokens();
         loop {
             let look_at = self.look_at.filter(|at| *at <= self.due);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 () = sleep_until(look_at.unwrap_or(self.due)) => {}
+                _ = tokens.changed(), if self.denied => {}
             }
+            self.denied = false;
             let step = if look_at.is_some() { self.look().await } else { self.beat().await };
             if let Err(trouble) = step {
                 if trouble.kind == Kind::Refused && self.first.is_some() {
@@ -207,7 +213,7 @@ impl Registrar {
         self.looks += 1;
         let timeout = (self.ttl / 3).min(CALL_TIMEOUT);
         let api = &self.group.api;
-        let hidden = match api.health(&self.service, Read::Leader, timeout).await {
+        let hidden = match api.health(&self.service, Read::Own, timeout).await {
             Ok(health) if entries::shows_passing(&health.entries, &self.id) => {
                 self.registered();
                 return Ok(());
@@ -256,7 +262,7 @@ impl Registrar {
     /// Decides what a failed step means and when the next one is made.
     fn failed(&mut self, trouble: Trouble) {
         let pause = match trouble.kind {
-            Kind::Unknown => {
+            Kind::Unknown if !self.unknown => {
                 self.lost();
                 self.become_state(RegistrationState::Retrying(trouble.text));
                 // A restarted agent hears from everybody at once, unless they spread.
@@ -265,12 +271,13 @@ impl Registrar {
             }
             Kind::Denied => {
                 self.lost();
-                let fresh_token = self.group.api.reload_token();
-                let pause = self.denials.next();
+                self.denied = true;
+                self.group.api.reload_token();
                 self.become_state(RegistrationState::Denied(trouble.text));
-                if fresh_token { Duration::from_millis(100) } else { pause }
+                self.denials.next()
             }
-            Kind::Limited | Kind::Refused | Kind::Failed => {
+            // An agent that forgets what it was just told is in trouble of another kind.
+            Kind::Unknown | Kind::Limited | Kind::Refused | Kind::Failed => {
                 let pause = self.failures.next();
                 // One lost beat is nothing; two may mean that the agent has lost its memory.
                 if self.unknown || self.failures.tries() >= 2 {
@@ -327,7 +334,7 @@ impl Registrar {
         }
         // Watchers learn of it when the list does; a caller who leaves to stop serving wants to wait for that.
         let vanished = async {
-            while let Ok(health) = api.health(&self.service, Read::Leader, VANISH).await {
+            while let Ok(health) = api.health(&self.service, Read::Own, VANISH).await {
                 if !entries::shows(&health.entries, &self.id) {
                     return;
                 }

@@ -69,6 +69,7 @@ impl Watcher {
     async fn run(mut self) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
         let mut denied = Backoff::new(Duration::from_secs(1), DENIED_CAP);
+        let mut tokens = self.group.api.tokens();
         // 0 means: read at once. Whatever is in doubt leads back to it, because a query with too high an index would
         // sleep through every change.
         let mut index = 0;
@@ -92,8 +93,11 @@ impl Watcher {
                     self.report(&trouble);
                     if trouble.kind == Kind::Denied {
                         // Wishes to look again are not heard here: more questions do not make for more rights.
-                        let fresh_token = self.group.api.reload_token();
-                        sleep(if fresh_token { Duration::ZERO } else { about(denied.next()) }).await;
+                        self.group.api.reload_token();
+                        tokio::select! {
+                            () = sleep(about(denied.next())) => {}
+                            _ = tokens.changed() => {}
+                        }
                     } else {
                         tokio::select! {
                             () = sleep(up_to(backoff.next())) => {}
