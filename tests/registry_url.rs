@@ -62,7 +62,11 @@ fn unknown_schemes_are_told_the_known_ones() {
 #[cfg(feature = "consul")]
 #[test]
 fn consul_is_described_with_its_address() {
-    assert_eq!(from_url("consul://10.0.0.1:8500").unwrap().describe(), "consul at http://10.0.0.1:8500");
+    let plain = from_url("consul://10.0.0.1:8500").unwrap();
+    assert_eq!(plain.describe(), "consul at http://10.0.0.1:8500");
+    plain.validate().expect("settings are checked also where there is no runtime");
+    let found = plain.watch("service1").current();
+    assert!(found.problem.as_deref().is_some_and(|text| text.contains("runtime")), "{found:?}");
     let tls = from_url("consul+https://consul.example:8501?ttl=10s&dc=dc2&ns=team").unwrap();
     assert_eq!(tls.describe(), "consul at https://consul.example:8501");
 }

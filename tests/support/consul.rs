@@ -25,6 +25,8 @@ pub(crate) struct Agent {
     http_port: u16,
     https: bool,
     arguments: Vec<String>,
+    /// What it keeps on disk, if anything; removed on drop.
+    folder: Option<PathBuf>,
     child: Child,
 }
 
@@ -63,6 +65,43 @@ impl Agent {
              tls_min_version = \"tls12\""
         );
         Self::start_with(&["https", "-hcl", &config]).await
+    }
+
+    /// Three servers that elect a leader among themselves; returns when they have one.
+    pub(crate) async fn start_three() -> Option<[Self; 3]> {
+        let program = program()?;
+        // Ports can be lost to somebody else here too, but then nothing elects a leader and the whole is tried again.
+        for _ in 0..3 {
+            let ports = [(); 3].map(|()| free_ports());
+            let mut agents = [0, 1, 2].map(|number| {
+                let http_port = ports[number][0];
+                let folder = env::temp_dir().join(format!("picom-consul-{http_port}"));
+                let arguments = server_arguments(number, &ports, &folder);
+                let child = spawn(&program, &arguments);
+                Self { program: program.clone(), http_port, https: false, arguments, folder: Some(folder), child }
+            });
+            let mut ready = true;
+            for agent in &mut agents {
+                ready = ready && agent.ready().await;
+            }
+            if ready {
+                return Some(agents);
+            }
+        }
+        panic!("three consul servers found no leader within {START_TIMEOUT:?}");
+    }
+
+    /// Which of the agents leads; `None` while nobody is known to.
+    pub(crate) async fn leader(agents: &[Self]) -> Option<usize> {
+        for agent in agents {
+            if let Some(answer) = agent.http("GET", "/v1/status/leader", None, "").await {
+                let own = |a: &Self| a.arguments.iter().any(|argument| answer.body.contains(&format!(":{argument}\"")));
+                if let (200, Some(leader)) = (answer.status, agents.iter().position(own)) {
+                    return Some(leader);
+                }
+            }
+        }
+        None
     }
 
     async fn start_with(more: &[&str]) -> Option<Self> {
@@ -105,7 +144,7 @@ impl Agent {
             }
             arguments.extend(more.iter().map(|&argument| argument.to_owned()));
             let child = spawn(&program, &arguments);
-            let mut agent = Self { program: program.clone(), http_port, https, arguments, child };
+            let mut agent = Self { program: program.clone(), http_port, https, arguments, folder: None, child };
             if agent.ready().await {
                 return Some(agent);
             }
@@ -125,7 +164,8 @@ impl Agent {
         let _ = self.child.wait();
     }
 
-    /// Starts the agent again on the same ports, without any memory, and waits until it has a leader.
+    /// Starts the agent again on the same ports, without any memory, and waits until it has a leader. For an agent of
+    /// its own, not for one of three.
     pub(crate) async fn restart_empty(&mut self) {
         self.kill();
         let deadline = Instant::now() + START_TIMEOUT;
@@ -197,6 +237,9 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.kill();
+        if let Some(folder) = &self.folder {
+            let _ = std::fs::remove_dir_all(folder);
+        }
     }
 }
 
@@ -241,6 +284,45 @@ fn spawn(program: &Path, arguments: &[String]) -> Child {
         .stderr(Stdio::null())
         .spawn()
         .expect("the consul program can be started")
+}
+
+/// What makes a server of three, with elections as quick as Consul can.
+fn server_arguments(number: usize, ports: &[[u16; 3]; 3], folder: &Path) -> Vec<String> {
+    let [http_port, server, lan] = ports[number];
+    let config = "performance { raft_multiplier = 1 }  autopilot { cleanup_dead_servers = false }";
+    let mut arguments: Vec<String> = [
+        "agent",
+        "-server",
+        "-bind",
+        "127.0.0.1",
+        "-client",
+        "127.0.0.1",
+        "-serf-wan-port",
+        "-1",
+        "-dns-port",
+        "-1",
+        "-grpc-port",
+        "-1",
+        "-log-level",
+        "err",
+        "-bootstrap-expect",
+        "3",
+        "-retry-interval",
+        "1s",
+        "-hcl",
+        config,
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    arguments.extend(["-node".to_owned(), format!("lab{number}")]);
+    arguments.extend(["-data-dir".to_owned(), folder.display().to_string()]);
+    for (flag, port) in [("-http-port", http_port), ("-server-port", server), ("-serf-lan-port", lan)] {
+        arguments.extend([flag.to_owned(), port.to_string()]);
+    }
+    for [_, _, lan] in ports {
+        arguments.extend(["-retry-join".to_owned(), format!("127.0.0.1:{lan}")]);
+    }
+    arguments
 }
 
 fn free_ports() -> [u16; 3] {

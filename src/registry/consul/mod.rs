@@ -37,6 +37,9 @@ const LINGER: Duration = Duration::from_secs(10);
 ///
 /// Clones and other values with equal settings share connections and watches.
 ///
+/// Leaving waits for the request that is under way, then tries three times, so that it takes up to half a minute with
+/// a Consul that hangs; whoever has less time may give up on it, and Consul drops the instance after its TTL.
+///
 /// ```no_run
 /// # use std::time::Duration;
 /// # use picom::registry::Consul;
