@@ -34,7 +34,6 @@ pub(crate) fn of(service: &Service) -> TokenStream {
         quote!(#(#cfgs)* #entry)
     });
     quote! {
-        #[allow(dead_code)]
         enum __PicomMethod { #(#numbers,)* }
 
         static __PICOM_METHODS: &[#private::MethodDescriptor] = &[#(#methods,)*];

@@ -19,6 +19,7 @@ pub(crate) fn declaration(service: &Service) -> TokenStream {
     quote! {
         #[doc = #docs]
         #(#cfgs)*
+        #[allow(dead_code)]
         #[derive(::core::clone::Clone, ::core::fmt::Debug)]
         #vis struct #client {
             channel: #private::Channel,

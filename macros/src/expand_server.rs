@@ -25,6 +25,7 @@ pub(crate) fn of_trait(service: &Service) -> Server {
     let public = quote! {
         #[doc = #docs]
         #(#cfgs)*
+        #[allow(dead_code)]
         #vis struct #server<S> {
             service: ::std::sync::Arc<S>,
         }

@@ -72,10 +72,10 @@ use syn::{Item, ItemImpl, ItemTrait};
 /// Documentation, `#[cfg]` and `#[deprecated]` of a method are carried to the client and the descriptor.
 #[proc_macro_attribute]
 pub fn service(options: proc_macro::TokenStream, item: proc_macro::TokenStream) -> proc_macro::TokenStream {
-    expand(options.into(), item.into()).into()
+    expand(options.into(), &item.into()).into()
 }
 
-fn expand(options: TokenStream, item: TokenStream) -> TokenStream {
+fn expand(options: TokenStream, item: &TokenStream) -> TokenStream {
     let parsed = match syn::parse2::<Item>(item.clone()) {
         Ok(parsed) => parsed,
         Err(error) => {
@@ -158,7 +158,8 @@ fn with_client(item: &impl ToTokens, service: &Service, server: &expand_server::
         #public
         #client
         #(#cfgs)*
-        #[allow(deprecated, non_camel_case_types, non_snake_case, unreachable_pub, clippy::all)]
+        // A process that only serves does not call, and the reverse: neither half is dead code.
+        #[allow(dead_code, deprecated, non_camel_case_types, non_snake_case, unreachable_pub, clippy::all)]
         const _: () = {
             #descriptor
             #arguments
