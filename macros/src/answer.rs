@@ -8,6 +8,7 @@ use syn::{GenericArgument, PathArguments, ReturnType, Type, TypeParamBound};
 
 use crate::errors::reject;
 use crate::model::{Answer, Items, TypeOf};
+use crate::text;
 use crate::types::{bound, check_travels, is_named, last, peel, type_arguments};
 
 /// Reads a return type.
@@ -35,7 +36,8 @@ pub(crate) fn read(output: &ReturnType) -> syn::Result<Answer> {
         check_travels(err, "an error")?;
     }
     let answer = match stream(inner)? {
-        Some(Stream { ok, items, .. }) => {
+        Some(Stream { ok, err: of_items, items }) => {
+            check_same(&result.err, of_items.as_ref())?;
             // The alias says what its error is whatever stands for the stream, which nobody can name.
             let err = match result.err {
                 TypeOf::Err(mut alias) => {
@@ -52,6 +54,22 @@ pub(crate) fn read(output: &ReturnType) -> syn::Result<Answer> {
         }
     };
     Ok(answer)
+}
+
+/// Rejects items that fail with another error than the method, as far as words tell.
+fn check_same(of_method: &TypeOf, of_items: Option<&TypeOf>) -> syn::Result<()> {
+    let (TypeOf::Written(of_method), Some(TypeOf::Written(of_items))) = (of_method, of_items) else { return Ok(()) };
+    match (last(of_method), last(of_items)) {
+        (Some(one), Some(other)) if one.ident != other.ident => {
+            let (one, other) = (text::of(of_method), text::of(of_items));
+            Err(reject(
+                of_items,
+                &format!("the items fail with `{other}`, but the method with `{one}`: a call has one type of errors"),
+                "write the same type in both places; an enum can hold both",
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 struct Stream {

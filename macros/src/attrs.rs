@@ -96,6 +96,11 @@ pub(crate) fn check(attrs: &[Attribute], errors: &mut Errors) {
     }
 }
 
+/// Removes the options of a method: `#[rpc]` is a word of `#[picom::service]`, not an attribute that the compiler knows.
+pub(crate) fn strip_rpc(attrs: &mut Vec<Attribute>) {
+    attrs.retain(|attr| !attr.path().is_ident("rpc") && !inside(attr).iter().any(|meta| meta.path().is_ident("rpc")));
+}
+
 /// Whether this is a `cfg_attr` of nothing but attributes with these names.
 fn conditional(attr: &Attribute, names: &[&str]) -> bool {
     let inner = inside(attr);

@@ -93,7 +93,9 @@ pub(crate) fn of_trait_impl(item: &ItemImpl, options: &ServiceOptions, errors: &
             errors.push(reject(rpc, "an implementation has no options", "write them on the trait's method"));
         }
         signature::check_head(&item.sig, Place::TraitImpl, errors);
-        errors.take(answer::read(&item.sig.output));
+        if item.sig.asyncness.is_some() {
+            errors.take(answer::read(&item.sig.output));
+        }
     }
 }
 

@@ -36,8 +36,8 @@ pub(crate) fn arguments(service: &Service) -> TokenStream {
         let (cfgs, name) = (&method.cfgs, service.arguments(method));
         let fields = method.values().map(|(ident, ty)| {
             let key = ident.unraw().to_string();
-            let bytes = is_bytes(ty).then(|| quote!(#[serde(with = #bytes)]));
-            quote!(#[serde(rename = #key)] #bytes #ident: #ty)
+            let bytes = is_bytes(ty).then(|| quote!(, with = #bytes));
+            quote_spanned!(at(ident.span()) => #[serde(rename = #key #bytes)] #ident: #ty)
         });
         let docs = format!("The arguments of `{}`.", method.ident);
         quote! {
@@ -86,7 +86,7 @@ fn method(service: &Service, method: &Method) -> TokenStream {
     let arguments = service.arguments(method);
     let values = method.values().map(|(ident, _)| ident);
     let descriptor = descriptor::of_method(method);
-    let answer = answer(&private, method);
+    let answer = answer(service, method);
     let call = quote! {
         #private::Channel::call(&self.channel, #descriptor, #arguments { #(#values),* })
     };
@@ -94,24 +94,28 @@ fn method(service: &Service, method: &Method) -> TokenStream {
         Some((body, item)) => quote!(#private::Call::body::<#item, _>(#call, #body)),
         None => call,
     };
+    // Errors about what can be received belong to the return type.
+    let private = service.private_at(method.answer.span);
+    let output = quote_spanned!(at(method.answer.span) => #private::Call<#arguments, #answer>);
     quote! {
         #(#cfgs)*
         #(#shown)*
         #docs
-        pub fn #ident(&self, #(#args),*) -> #private::Call<#arguments, #answer> {
+        pub fn #ident(&self, #(#args),*) -> #output {
             #call
         }
     }
 }
 
 /// What awaiting the call yields.
-fn answer(private: &TokenStream, method: &Method) -> TokenStream {
+fn answer(service: &Service, method: &Method) -> TokenStream {
     let answer = &method.answer;
-    let ok = answer.ok.tokens(private);
+    let (private, span) = (service.private_at(answer.span), at(answer.span));
+    let ok = answer.ok.tokens(&private);
     let err = match &answer.err {
         Some(err) => {
-            let err = err.tokens(private);
-            quote!(<#err as #private::Fault>::Client)
+            let err = err.tokens(&private);
+            quote_spanned!(span => <#err as #private::Fault>::Client)
         }
         None => quote!(#private::Status),
     };
@@ -119,5 +123,5 @@ fn answer(private: &TokenStream, method: &Method) -> TokenStream {
         None => quote!(Unary),
         Some(Items::Plain | Items::Fallible) => quote!(Items),
     };
-    quote_spanned!(at(answer.span) => #private::#kind<#ok, #err>)
+    quote_spanned!(span => #private::#kind<#ok, #err>)
 }

@@ -91,8 +91,8 @@ fn dispatch(service: &Service, ty: &TokenStream, receiver: &TokenStream) -> Toke
 }
 
 fn arm(service: &Service, method: &Method, ty: &TokenStream, receiver: &TokenStream) -> TokenStream {
-    let private = service.private();
     let (ident, cfgs) = (&method.ident, &method.cfgs);
+    let private = service.private_at(ident.span());
     let number = descriptor::number(method);
     // Without arguments whatever came is ignored: nothing, an empty map, or arguments that were removed since.
     let arguments = match method.values().next() {
@@ -113,7 +113,7 @@ fn arm(service: &Service, method: &Method, ty: &TokenStream, receiver: &TokenStr
         Arg::Context => quote!(&context),
         Arg::Body { .. } => quote!(body),
     });
-    let answer = answer(&private, method);
+    let answer = answer(service, method);
     // Errors about what a method's future can do belong to the method.
     quote_spanned! { at(ident.span()) =>
         #(#cfgs)*
@@ -132,19 +132,20 @@ fn arm(service: &Service, method: &Method, ty: &TokenStream, receiver: &TokenStr
 }
 
 /// Hands the answer to the runtime.
-fn answer(private: &TokenStream, method: &Method) -> TokenStream {
+fn answer(service: &Service, method: &Method) -> TokenStream {
     let answer = &method.answer;
-    let result = if answer.is_result {
-        quote!(answer)
-    } else {
-        let err = match &answer.err {
-            Some(err) => err.tokens(private),
-            None => quote!(#private::Status),
-        };
-        quote!(::core::result::Result::Ok::<_, #err>(answer))
-    };
+    let private = service.private_at(answer.span);
     // Errors about what can be sent belong to the return type.
     let span = at(answer.span);
+    let result = if answer.is_result {
+        quote_spanned!(span => answer)
+    } else {
+        let err = match &answer.err {
+            Some(err) => err.tokens(&private),
+            None => quote!(#private::Status),
+        };
+        quote_spanned!(span => ::core::result::Result::Ok::<_, #err>(answer))
+    };
     match answer.stream {
         None => quote_spanned!(span => #private::answer(call, #result);),
         Some(Items::Plain) => quote_spanned!(span => #private::answer_items(call, #result).await;),

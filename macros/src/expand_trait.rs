@@ -8,8 +8,11 @@ use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::visit_mut::{self, VisitMut};
-use syn::{Block, Expr, ItemTrait, ReturnType, Stmt, Token, TraitItem, Type, TypeImplTrait, parse_quote};
+use syn::{
+    Block, Expr, ItemTrait, ReturnType, Stmt, Token, TraitItem, Type, TypeImplTrait, parse_quote, parse_quote_spanned,
+};
 
+use crate::attrs;
 use crate::model::at;
 use crate::types::bound;
 
@@ -21,7 +24,7 @@ pub(crate) fn desugar(item: &mut ItemTrait) {
     item.colon_token.get_or_insert_with(Default::default);
     for item in &mut item.items {
         let TraitItem::Fn(method) = item else { continue };
-        method.attrs.retain(|attr| !attr.path().is_ident("rpc"));
+        attrs::strip_rpc(&mut method.attrs);
         method.sig.asyncness = None;
         let span = at(method.sig.ident.span());
         let mut output: TokenStream = quote!(());
@@ -50,7 +53,7 @@ impl VisitMut for SendStreams {
     fn visit_type_impl_trait_mut(&mut self, ty: &mut TypeImplTrait) {
         let is_stream = ty.bounds.iter().any(|b| bound(b, "Stream").is_some());
         if is_stream && !ty.bounds.iter().any(|b| bound(b, "Send").is_some()) {
-            ty.bounds.push(parse_quote!(::core::marker::Send));
+            ty.bounds.push(parse_quote_spanned!(at(ty.span()) => ::core::marker::Send));
         }
         visit_mut::visit_type_impl_trait_mut(self, ty);
     }

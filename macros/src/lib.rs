@@ -109,7 +109,7 @@ fn on_trait(mut item: ItemTrait, options: &ServiceOptions, mut errors: Errors) -
     }
     item.items.iter_mut().for_each(|item| {
         if let syn::TraitItem::Fn(method) = item {
-            method.attrs.retain(|attr| !attr.path().is_ident("rpc"));
+            attrs::strip_rpc(&mut method.attrs);
         }
     });
     // What is left is shown so that one mistake does not make every use of the trait one, too.
@@ -135,11 +135,10 @@ fn on_trait_impl(mut item: ItemImpl, options: &ServiceOptions, mut errors: Error
     with_errors(item, errors)
 }
 
-/// `#[rpc]` is a word of this attribute, not an attribute of its own: the compiler must not see it.
 fn strip_rpc(item: &mut ItemImpl) {
     for item in &mut item.items {
         if let syn::ImplItem::Fn(method) = item {
-            method.attrs.retain(|attr| !attr.path().is_ident("rpc"));
+            attrs::strip_rpc(&mut method.attrs);
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Owns the types between checking and expanding. It must never reject anything nor write code. Look next at
 //! [`check`](crate::check), which builds it, and at `expand_*`, which read it.
 
-use proc_macro2::{Span, TokenStream};
+use proc_macro2::{Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote};
 use syn::ext::IdentExt;
 use syn::{Attribute, Ident, Path, Type, Visibility};
@@ -34,6 +34,15 @@ impl Service {
     pub(crate) fn private(&self) -> TokenStream {
         let picom = &self.picom;
         quote!(#picom::private)
+    }
+
+    /// The same with another place, so that errors about what is called there are shown there.
+    pub(crate) fn private_at(&self, span: Span) -> TokenStream {
+        let respan = |mut token: TokenTree| {
+            token.set_span(at(span));
+            token
+        };
+        self.private().into_iter().map(respan).collect()
     }
 
     pub(crate) fn client(&self) -> Ident {

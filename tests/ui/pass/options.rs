@@ -34,7 +34,7 @@ pub(crate) trait Options {
     async fn ns(&self);
     #[rpc(deadline = "7us", max_request = "7B", max_response = "7")]
     async fn us(&self);
-    #[rpc(deadline = "7s", max_request = "7KiB", max_response = "1GiB",)]
+    #[rpc(deadline = "7s", max_request = "7KiB", max_response = "1GiB")]
     async fn s(&self);
     #[rpc(deadline = "7 m")]
     async fn m(&self);
@@ -71,7 +71,10 @@ fn main() {
 
     assert_eq!(ns.deadline, Some(Duration::from_nanos(7)));
     assert_eq!((us.deadline, us.max_request, us.max_response), (Some(Duration::from_micros(7)), Some(7), Some(7)));
-    assert_eq!((s.deadline, s.max_request, s.max_response), (Some(Duration::from_secs(7)), Some(7 << 10), Some(1 << 30)));
+    assert_eq!(
+        (s.deadline, s.max_request, s.max_response),
+        (Some(Duration::from_secs(7)), Some(7 << 10), Some(1 << 30))
+    );
     assert_eq!(m.deadline, Some(Duration::from_secs(7 * 60)));
     assert_eq!(h.deadline, Some(Duration::from_secs(7 * 3600)));
     let _ = std::mem::size_of::<OptionsServer<()>>();
