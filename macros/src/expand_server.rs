@@ -100,7 +100,7 @@ fn arm(service: &Service, method: &Method, ty: &TokenStream, receiver: &TokenStr
             let arguments = service.arguments(method);
             quote!(#arguments)
         }
-        None => quote!(#private::serde::de::IgnoredAny),
+        None => quote!(()),
     };
     let context = method.args.iter().any(|arg| matches!(arg, Arg::Context)).then(|| {
         quote! { let context = ::core::clone::Clone::clone(#private::Incoming::context(&call)); }

@@ -1,7 +1,7 @@
 //! `Self` as a type.
 
 #[picom::service]
-pub trait Service {
+pub trait Service: Sized {
     async fn get(&self, a: Option<Self>) -> Result<Self, picom::Status>;
 }
 

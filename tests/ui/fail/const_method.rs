@@ -1,8 +1,12 @@
 //! A `const` method.
 
+pub struct Own;
+
 #[picom::service]
-pub trait Service {
-    const fn get(&self) -> u8;
+impl Own {
+    pub const fn get(&self) -> u8 {
+        0
+    }
 }
 
 fn main() {}
