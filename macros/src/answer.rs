@@ -37,7 +37,12 @@ pub(crate) fn read(output: &ReturnType) -> syn::Result<Answer> {
     }
     let answer = match stream(inner)? {
         Some(Stream { ok, err: of_items, items }) => {
-            check_same(&result.err, of_items.as_ref())?;
+            match (of_items, items) {
+                (Some(of_items), _) => check_same(&result.err, &of_items)?,
+                // What `Streaming<T>` fails with when nothing else is said.
+                (None, Items::Fallible) => check_same(&result.err, &TypeOf::Written(syn::parse_quote!(Status)))?,
+                (None, Items::Plain) => {}
+            }
             // The alias says what its error is whatever stands for the stream, which nobody can name.
             let err = match result.err {
                 TypeOf::Err(mut alias) => {
@@ -57,14 +62,14 @@ pub(crate) fn read(output: &ReturnType) -> syn::Result<Answer> {
 }
 
 /// Rejects items that fail with another error than the method, as far as words tell.
-fn check_same(of_method: &TypeOf, of_items: Option<&TypeOf>) -> syn::Result<()> {
-    let (TypeOf::Written(of_method), Some(TypeOf::Written(of_items))) = (of_method, of_items) else { return Ok(()) };
+fn check_same(of_method: &TypeOf, of_items: &TypeOf) -> syn::Result<()> {
+    let (TypeOf::Written(of_method), TypeOf::Written(of_items)) = (of_method, of_items) else { return Ok(()) };
     match (last(of_method), last(of_items)) {
         (Some(one), Some(other)) if one.ident != other.ident => {
             let (one, other) = (text::of(of_method), text::of(of_items));
             Err(reject(
-                of_items,
-                &format!("the items fail with `{other}`, but the method with `{one}`: a call has one type of errors"),
+                of_method,
+                &format!("the method fails with `{one}`, but its items with `{other}`: a call has one type of errors"),
                 "write the same type in both places; an enum can hold both",
             ))
         }
