@@ -1,7 +1,7 @@
 //! From source to [`Service`]: what the attribute accepts, and the rejections about items as a whole.
 //!
 //! Owns the three forms (trait, `impl Type`, `impl Trait for Type`) and names on the wire. It must never write code.
-//! Look next at [`signature`](crate::signature) and [`answer`](crate::answer) for single methods.
+//! Look next at [`signature`] and [`answer`] for single methods.
 
 use std::collections::HashMap;
 

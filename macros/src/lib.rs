@@ -1,7 +1,7 @@
 //! `#[picom::service]`: a Rust trait or type becomes a service with a server and a typed client.
 //!
 //! Owns the attribute and nothing else. It must never decide how a call runs or travels: an expansion is plain calls
-//! into `picom::private`, and names nothing outside of it. The road is `options` and `check` (source to [`model`],
+//! into `picom::private`, and names nothing outside of it. The road is `options` and `check` (source to `model`,
 //! with every rejection), then `expand_trait`, `expand_server`, `expand_client` and `descriptor` (model to source).
 
 mod answer;

@@ -1,7 +1,7 @@
 //! The options of `#[picom::service(…)]` and `#[rpc(…)]`.
 //!
 //! Owns their names, values and the errors about them. It must never look at the item they stand on. Look next at
-//! [`model`](crate::model), which carries them, and at [`units`](crate::units) for durations and sizes.
+//! [`model`](crate::model), which carries them, and at [`units`] for durations and sizes.
 
 use std::time::Duration;
 
