@@ -1,0 +1,6 @@
+//! The attribute on a function.
+
+#[picom::service]
+pub async fn service() {}
+
+fn main() {}

@@ -1,0 +1,6 @@
+//! The attribute on a module.
+
+#[picom::service]
+mod service {}
+
+fn main() {}

@@ -1,0 +1,6 @@
+//! The attribute on a struct.
+
+#[picom::service]
+pub struct Service;
+
+fn main() {}

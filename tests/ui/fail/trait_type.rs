@@ -1,0 +1,8 @@
+//! An associated type in a trait.
+
+#[picom::service]
+pub trait Service {
+    type Item;
+}
+
+fn main() {}
