@@ -4,17 +4,34 @@
 //! socket, a task, a waker or a clock; whoever drives it passes bytes and `Instant`s and carries its events. That makes
 //! every interleaving reproducible. The rooms inside:
 //!
-//! - [`connection`]: the machine itself, its frames in and its ends; [`client`] and [`server`]: what each side adds
+//! - [`connection`]: the machine itself and its end; [`receive`] and [`transmit`]: bytes in and out; [`timers`]: what time
+//!   does; [`client`] and [`server`]: what each side adds
 //! - [`streams`]: the table; [`recv`]: the incoming body of a stream; [`send`]: the outgoing one; [`outbox`] and
 //!   [`batch`]: small frames and what one write takes
 //! - [`credit`], [`budget`], [`keepalive`], [`names`], [`handshake`]: one rule each
 //! - [`config`], [`event`], [`error`]: what it says to the layers above
 
 mod batch;
+mod budget;
+mod client;
 mod config;
 mod connection;
+mod credit;
 mod error;
 mod event;
+mod handshake;
+mod keepalive;
+mod names;
+mod outbox;
+mod receive;
+mod recv;
+mod send;
+mod server;
+mod streams;
+#[cfg(test)]
+mod tests;
+mod timers;
+mod transmit;
 
 pub(crate) use batch::Batch;
 pub(crate) use config::{Config, Side};

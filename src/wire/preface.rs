@@ -23,7 +23,7 @@ const TLS: [&[u8]; 2] = [&[0x16, 0x03], &[0x15, 0x03]];
 
 /// What a server says to HTTP before it closes.
 const HTTP_REPLY: &[u8] =
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 57\r\nConnection: close\r\n\r\n\
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 58\r\nConnection: close\r\n\r\n\
 This port speaks picom/1, a binary RPC protocol, no HTTP.\n";
 
 /// What a server says to TLS before it closes: the fatal alert "protocol version".
