@@ -33,6 +33,7 @@ mod tests;
 mod timers;
 mod transmit;
 
+pub(crate) use crate::wire::{CloseReason, Refusal};
 pub(crate) use batch::Batch;
 pub(crate) use config::{Config, Side};
 pub(crate) use connection::Connection;

@@ -100,6 +100,26 @@ impl Connection {
         Ok(self.queued(id))
     }
 
+    /// Queues messages that carry their prefixes already, or a part of them, by reference.
+    pub(crate) fn send_packed(&mut self, id: StreamId, packed: Bytes) -> Result<SendState, SendError<Infallible>> {
+        self.check_sending(id)?;
+        Ok(self.queue(id, packed))
+    }
+
+    /// Whether this side's direction of the stream goes on; asking counts as waiting for [`Event::Writable`], which also
+    /// tells that it is over.
+    pub(crate) fn is_sending(&mut self, id: StreamId) -> bool {
+        let Some(stream) = self.streams.get_mut(id) else { return false };
+        let open = stream.sending == Sending::Open;
+        stream.waiting |= open;
+        open
+    }
+
+    /// Whether the stream is still in the table.
+    pub(crate) fn is_open(&self, id: StreamId) -> bool {
+        self.streams.get(id).is_some()
+    }
+
     /// Whether a sender should wait for [`Event::Writable`]; asking counts as waiting.
     pub(crate) fn is_full(&mut self, id: StreamId) -> bool {
         let Some(stream) = self.streams.get_mut(id) else { return false };

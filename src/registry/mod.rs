@@ -236,6 +236,12 @@ impl Watch {
         Self { snapshots, refresh, _keep: keep }
     }
 
+    /// A view of what never changes.
+    pub fn fixed(endpoints: Endpoints) -> Self {
+        // The sender is dropped, so nobody ever publishes anything else.
+        Self::new(watch::channel(Arc::new(endpoints)).1, Arc::new(Notify::new()), None)
+    }
+
     /// The newest snapshot.
     pub fn current(&self) -> Arc<Endpoints> {
         Arc::clone(&self.snapshots.borrow())

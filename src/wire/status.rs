@@ -108,7 +108,7 @@ impl From<&Status> for WireStatus {
             ran: status.execution() != Execution::Never,
             retry_after: status.retry_after().map(|after| u32::try_from(after.as_millis()).unwrap_or(u32::MAX)),
             details: status.details().cloned(),
-            app: false,
+            app: status.is_application(),
         }
     }
 }
