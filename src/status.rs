@@ -149,6 +149,8 @@ struct Inner {
     execution: Option<Execution>,
     retry_after: Option<Duration>,
     details: Option<Bytes>,
+    /// `details` is the method's own error.
+    application: bool,
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
@@ -175,6 +177,7 @@ impl Status {
             execution: None,
             retry_after: None,
             details: None,
+            application: false,
             source: None,
         }))
     }
@@ -269,6 +272,18 @@ impl Status {
     pub fn with_execution(mut self, execution: Execution) -> Self {
         self.0.execution = Some(execution);
         self
+    }
+
+    /// The status as which a method's own error travels.
+    pub(crate) fn application(message: String, details: Bytes) -> Self {
+        let mut status = Self::new(Code::Unknown, message).with_details(details);
+        status.0.application = true;
+        status
+    }
+
+    /// Whether [`Status::details`] are the method's own error.
+    pub(crate) fn is_application(&self) -> bool {
+        self.0.application
     }
 
     pub(crate) fn with_message(mut self, message: String) -> Self {

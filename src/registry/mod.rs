@@ -1,7 +1,15 @@
 //! Who is where: the [`Registry`] trait, the snapshot it publishes, and the handle of a registration.
 //!
 //! Owns the vocabulary between nodes and the systems that know where services are. It must never see the client
-//! or the server. Look next at [`memory`], [`fixed`] and `consul` for the systems themselves.
+//! or the server. Look next at `memory.rs`, `fixed.rs` and `consul/` for the systems themselves, at `feed.rs` for how
+//! many watches share one task, and at `url.rs` for choosing a registry by URL.
+
+#[cfg(feature = "consul")]
+mod consul;
+mod feed;
+mod fixed;
+mod memory;
+mod url;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,6 +21,12 @@ use futures::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+#[cfg(feature = "consul")]
+pub use consul::Consul;
+pub use fixed::Fixed;
+pub use memory::Memory;
+pub use url::from_url;
+
 /// Finds the instances of services and makes one's own findable.
 ///
 /// Implementations are cheap to share; every method is cancel safe.
@@ -20,6 +34,14 @@ use tokio::time::Instant;
 pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// What errors call it, with its address: `consul at http://127.0.0.1:8500`. Never contains a secret.
     fn describe(&self) -> String;
+
+    /// Whether the registry's own settings can work; asked once by whoever builds a node. Does no network I/O.
+    ///
+    /// # Errors
+    /// [`RegistryError::Settings`] with the setting that cannot work.
+    fn validate(&self) -> Result<(), RegistryError> {
+        Ok(())
+    }
 
     /// Makes `instance` findable and keeps it so until the handle is left or dropped.
     ///
@@ -70,6 +92,38 @@ pub struct Instance {
     pub tags: Vec<String>,
     /// Small extra data.
     pub meta: BTreeMap<String, String>,
+}
+
+impl Instance {
+    /// Whether every registry could take it.
+    fn check(&self) -> Result<(), RegistryError> {
+        check_service_name(&self.service)?;
+        let problem = if self.id.is_empty() || self.id.len() > MAX_NAME_LEN || self.id.chars().any(char::is_control) {
+            "its id must be 1 to 128 bytes without control characters"
+        } else if self.port == 0 {
+            "its port must not be 0: bind first, then register"
+        } else if self.weight == 0 {
+            "its weight must be 1 or more"
+        } else {
+            return Ok(());
+        };
+        Err(RegistryError::Invalid(format!("instance of service {:?}: {problem}", self.service)))
+    }
+}
+
+/// Longest service name and longest id, in bytes.
+const MAX_NAME_LEN: usize = 128;
+
+/// The names that every registry can hold, also in a URL.
+fn check_service_name(name: &str) -> Result<(), RegistryError> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.:@+".contains(c);
+    if (1..=MAX_NAME_LEN).contains(&name.len()) && name.chars().all(legal) {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(64).collect();
+    Err(RegistryError::Invalid(format!(
+        "service name {shown:?}: must be 1 to {MAX_NAME_LEN} letters, digits and -_.:@+"
+    )))
 }
 
 /// How far an endpoint can be trusted.
@@ -162,8 +216,8 @@ impl Endpoints {
     }
 }
 
-/// A view of one service that keeps itself up to date. Cheap to clone.
-#[derive(Clone)]
+/// A view of one service that keeps itself up to date. Cheap to clone; a clone is a view of its own, which has seen
+/// nothing yet.
 pub struct Watch {
     snapshots: watch::Receiver<Arc<Endpoints>>,
     refresh: Arc<Notify>,
@@ -174,11 +228,18 @@ impl Watch {
     /// A view fed through `snapshots`. `refresh` is notified when a user wants the registry asked again at once;
     /// `keep` is dropped with the last clone, which tells the feeder that nobody looks any more.
     pub fn new(
-        snapshots: watch::Receiver<Arc<Endpoints>>,
+        mut snapshots: watch::Receiver<Arc<Endpoints>>,
         refresh: Arc<Notify>,
         keep: Option<Arc<dyn std::any::Any + Send + Sync>>,
     ) -> Self {
+        snapshots.mark_changed();
         Self { snapshots, refresh, _keep: keep }
+    }
+
+    /// A view of what never changes.
+    pub fn fixed(endpoints: Endpoints) -> Self {
+        // The sender is dropped, so nobody ever publishes anything else.
+        Self::new(watch::channel(Arc::new(endpoints)).1, Arc::new(Notify::new()), None)
     }
 
     /// The newest snapshot.
@@ -198,6 +259,12 @@ impl Watch {
     /// Asks the registry to look again at once, for example because no endpoint works.
     pub fn refresh(&self) {
         self.refresh.notify_one();
+    }
+}
+
+impl Clone for Watch {
+    fn clone(&self) -> Self {
+        Self::new(self.snapshots.clone(), Arc::clone(&self.refresh), self._keep.clone())
     }
 }
 

@@ -1,0 +1,172 @@
+//! Messages out of a body: cutting them from frames as they arrive.
+//!
+//! Owns the step from frames to messages on both sides of a call. It must never decode a message (that is
+//! [`crate::message`]). Look next at [`crate::pack`] for the other direction.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::proto::{Failure, Read};
+use crate::transport::link::Link;
+use crate::wire::{self, StreamId};
+
+/// Why no further message comes.
+#[derive(Debug)]
+pub(crate) enum BodyError {
+    /// The stream ended abnormally.
+    Failed(Failure),
+    /// The body ended within a message.
+    Truncated,
+    /// A message is longer than allowed.
+    TooLong { len: usize, limit: usize },
+}
+
+/// Cuts messages from pieces of a body. A message within one piece is a slice of it; one that spans several is copied
+/// together once.
+#[derive(Debug)]
+pub(crate) struct Cutter {
+    piece: Bytes,
+    /// A message or prefix that the last piece left unfinished.
+    partial: BytesMut,
+    /// Length of the message in `partial` with its prefix, once the prefix is complete.
+    need: Option<usize>,
+    limit: usize,
+}
+
+impl Cutter {
+    /// Cuts messages of at most `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { piece: Bytes::new(), partial: BytesMut::new(), need: None, limit }
+    }
+
+    /// Adds the next piece; the one before must be used up.
+    pub(crate) fn feed(&mut self, piece: Bytes) {
+        debug_assert!(self.piece.is_empty(), "a piece was fed before the last one was used up");
+        self.piece = piece;
+    }
+
+    /// The next complete message.
+    pub(crate) fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
+        if self.piece.is_empty() {
+            return None;
+        }
+        if self.partial.is_empty() {
+            match wire::parse_prefix(&self.piece) {
+                Some((len, _)) if len > self.limit => return Some(Err(BodyError::TooLong { len, limit: self.limit })),
+                Some((len, prefix)) if prefix + len <= self.piece.len() => {
+                    self.piece.advance(prefix);
+                    return Some(Ok(self.piece.split_to(len)));
+                }
+                _ => {}
+            }
+        }
+        self.gather()
+    }
+
+    /// Moves what belongs to the unfinished message out of the piece.
+    fn gather(&mut self) -> Option<Result<Bytes, BodyError>> {
+        while self.need.is_none() {
+            if let Some((len, prefix)) = wire::parse_prefix(&self.partial) {
+                if len > self.limit {
+                    return Some(Err(BodyError::TooLong { len, limit: self.limit }));
+                }
+                self.need = Some(prefix + len);
+                // The length is only announced; the buffer grows with the bytes that really come.
+                let missing = prefix + len - self.partial.len();
+                self.partial.reserve(missing.min(2 * wire::MAX_PAYLOAD));
+            } else {
+                if self.piece.is_empty() {
+                    return None;
+                }
+                self.partial.put_u8(self.piece.get_u8());
+            }
+        }
+        let need = self.need?;
+        let missing = (need - self.partial.len()).min(self.piece.len());
+        self.partial.put(self.piece.split_to(missing));
+        if self.partial.len() < need {
+            return None;
+        }
+        self.need = None;
+        let mut message = std::mem::take(&mut self.partial).freeze();
+        let (_, prefix) = wire::parse_prefix(&message)?;
+        message.advance(prefix);
+        Some(Ok(message))
+    }
+
+    /// The announced length of the message that is being put together.
+    pub(crate) fn assembling(&self) -> Option<usize> {
+        self.need
+    }
+
+    /// Whether everything fed so far made whole messages.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.partial.is_empty() && self.piece.is_empty()
+    }
+}
+
+/// Reads the messages of one direction of a call from its connection.
+#[derive(Debug)]
+pub(crate) struct BodyReader {
+    link: Arc<Link>,
+    id: StreamId,
+    cutter: Cutter,
+    /// Bytes of the piece that is being read; their credit is given back with the next one.
+    held: usize,
+    last: bool,
+}
+
+impl BodyReader {
+    pub(crate) fn new(link: Arc<Link>, id: StreamId, limit: usize) -> Self {
+        Self { link, id, cutter: Cutter::new(limit), held: 0, last: false }
+    }
+
+    /// The next message, `None` at the proper end. After an error or the end it must not be asked again. Cancel safe.
+    pub(crate) fn poll_message(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        loop {
+            match self.cutter.next() {
+                Some(message) => return Poll::Ready(Some(message)),
+                None if self.last && self.cutter.is_whole() => return Poll::Ready(None),
+                None if self.last => return Poll::Ready(Some(Err(BodyError::Truncated))),
+                None => {}
+            }
+            let release = std::mem::take(&mut self.held);
+            match self.link.poll_read(self.id, release, cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Read::Pending) => return Poll::Pending,
+                Poll::Ready(Read::Chunk { bytes, last }) => {
+                    self.held = bytes.len();
+                    self.last = last;
+                    self.cutter.feed(bytes);
+                }
+                Poll::Ready(Read::End) => self.last = true,
+                Poll::Ready(Read::Failed(failure)) => return Poll::Ready(Some(Err(BodyError::Failed(failure)))),
+            }
+        }
+    }
+
+    /// See [`BodyReader::poll_message`].
+    pub(crate) async fn message(&mut self) -> Option<Result<Bytes, BodyError>> {
+        std::future::poll_fn(|cx| self.poll_message(cx)).await
+    }
+
+    /// Whether the body is at its end, so that no further message comes.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.last && self.cutter.is_whole()
+    }
+
+    /// The announced length of the message that is being put together.
+    pub(crate) fn assembling(&self) -> Option<usize> {
+        self.cutter.assembling()
+    }
+
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    pub(crate) fn id(&self) -> StreamId {
+        self.id
+    }
+}

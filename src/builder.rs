@@ -1,0 +1,233 @@
+//! Options of a node, as users set them.
+//!
+//! Owns the setters and the choice of the registry. Numbers and reasons are in [`crate::options`]. It must never start
+//! anything. Look next at [`crate::node`].
+
+use std::net::IpAddr;
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use crate::node::Picom;
+use crate::options::Options;
+use crate::registry::{self, Registry, RegistryError};
+use crate::status::Status;
+
+/// The variable that chooses the registry of nodes that were given none in code.
+const REGISTRY_VARIABLE: &str = "PICOM_REGISTRY";
+
+/// Chooses the options of a node; made by [`Picom::builder`].
+#[must_use = "a builder does nothing until `build`"]
+#[derive(Debug)]
+pub struct Builder {
+    name: String,
+    options: Options,
+    registry: Option<Result<Arc<dyn Registry>, RegistryError>>,
+    problem: Option<String>,
+}
+
+impl Builder {
+    pub(crate) fn new(name: String) -> Self {
+        Self { name, options: Options::default(), registry: None, problem: None }
+    }
+
+    /// Finds services here; overrides `PICOM_REGISTRY`.
+    pub fn registry(mut self, registry: impl Registry) -> Self {
+        self.registry = Some(Ok(Arc::new(registry)));
+        self
+    }
+
+    /// Finds services at a URL such as `consul://127.0.0.1:8500`, `fixed://service1=10.0.0.7:4000` or `memory://name`; see
+    /// [`registry::from_url`]. Overrides `PICOM_REGISTRY`.
+    pub fn registry_url(mut self, url: &str) -> Self {
+        self.registry = Some(registry::from_url(url));
+        self
+    }
+
+    /// The port to listen on; 0, the default, takes a free one.
+    pub fn port(mut self, port: u16) -> Self {
+        self.options.port = port;
+        self
+    }
+
+    /// The address to listen on; the default is every interface.
+    pub fn bind(mut self, address: &str) -> Self {
+        match address.parse() {
+            Ok(address) => self.options.bind = address,
+            Err(_) => self.note(format!("bind: \"{}\" is not an IP address", address.escape_default())),
+        }
+        self
+    }
+
+    /// The address at which others shall call; the default is the address of `bind`, or if that is every interface, what the
+    /// registry knows of this machine.
+    pub fn advertise(mut self, address: &str) -> Self {
+        match address.parse::<IpAddr>() {
+            Ok(address) if !address.is_unspecified() => self.options.advertise = Some(address),
+            _ => self.note(format!("advertise: \"{}\" is not an address to call", address.escape_default())),
+        }
+        self
+    }
+
+    fn note(&mut self, problem: String) {
+        self.problem.get_or_insert(problem);
+    }
+
+    /// How often a call is tried again, on other hosts as far as there are, where that is safe; the default is 3. There are never
+    /// more than five attempts in all.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.options.retries = retries;
+        self
+    }
+
+    /// Deadline of calls that name none and do not stream; the default is 30 seconds. `None` is for ever.
+    pub fn deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
+        self.options.deadline = deadline.into();
+        self
+    }
+
+    /// How long a streaming call may wait for its peer without anything moving; the default is 60 seconds. `None` is for ever.
+    pub fn stream_idle(mut self, idle: impl Into<Option<Duration>>) -> Self {
+        self.options.stream_idle = idle.into();
+        self
+    }
+
+    /// How long a first call waits for a first instance; the default is 5 seconds.
+    pub fn resolve_wait(mut self, wait: Duration) -> Self {
+        self.options.resolve_wait = wait;
+        self
+    }
+
+    /// How long connecting to one endpoint may take; the default is 1 second.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.options.connect_timeout = timeout;
+        self
+    }
+
+    /// How long one who connects may take until hello is through; the default is 5 seconds.
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.options.handshake_timeout = timeout;
+        self
+    }
+
+    /// Longest message in bytes that is accepted, sent here or answered; the default is 4 MiB.
+    pub fn max_message(mut self, bytes: usize) -> Self {
+        self.options.max_message = bytes;
+        self
+    }
+
+    /// Most items that `multiple()` collects; the default is 100,000.
+    pub fn collect_limit(mut self, items: usize) -> Self {
+        self.options.collect_limit = items;
+        self
+    }
+
+    /// Most calls that one connection may have open at this server; the default is 1,024. The caller waits for a place.
+    pub fn max_calls(mut self, calls: u16) -> Self {
+        self.options.max_calls = calls.max(1);
+        self
+    }
+
+    /// Most bytes of one connection in messages that are still being put together; the default is 64 MiB. A call beyond it is
+    /// refused as busy.
+    pub fn max_assembly(mut self, bytes: usize) -> Self {
+        self.options.max_assembly = bytes;
+        self
+    }
+
+    /// First credit of each stream in bytes: what an unread stream holds in memory; the default is 256 KiB.
+    pub fn stream_window(mut self, bytes: u32) -> Self {
+        self.options.stream_window = bytes;
+        self
+    }
+
+    /// First credit of each connection in bytes: what all its unread streams hold together; the default is 8 MiB.
+    pub fn connection_window(mut self, bytes: u32) -> Self {
+        self.options.connection_window = bytes;
+        self
+    }
+
+    /// Most connections that this server accepts; the default is 10,000.
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.options.max_connections = connections;
+        self
+    }
+
+    /// Most connections that this server accepts from one address; the default is 1,000.
+    pub fn max_connections_per_peer(mut self, connections: usize) -> Self {
+        self.options.max_connections_per_peer = connections;
+        self
+    }
+
+    /// Most connections that have not said hello yet; the default is 256. One more ends the oldest.
+    pub fn max_handshakes(mut self, connections: usize) -> Self {
+        self.options.max_handshakes = connections.max(1);
+        self
+    }
+
+    /// How long `end()` goes on accepting after it has deregistered, while lists elsewhere turn over.
+    pub fn drain_delay(mut self, delay: Duration) -> Self {
+        self.options.drain_delay = delay;
+        self
+    }
+
+    /// How long `end()` lets running calls finish; the default is 30 seconds.
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.options.drain_timeout = timeout;
+        self
+    }
+
+    /// Makes the node. Nothing is connected or bound yet.
+    ///
+    /// # Errors
+    /// [`Code::InvalidArgument`](crate::Code::InvalidArgument), naming the option, for a name, an address or a registry's setting
+    /// that cannot work.
+    pub fn build(self) -> Result<Picom, Status> {
+        if let Some(problem) = self.problem {
+            return Err(Status::invalid_argument(problem));
+        }
+        let node = self.finish();
+        match node.problem() {
+            Some(problem) => Err(Status::invalid_argument(problem.to_string()).with_source(problem)),
+            None => Ok(node),
+        }
+    }
+
+    /// Makes the node; what is wrong becomes the error of its first use.
+    pub(crate) fn finish(self) -> Picom {
+        let registry = match (self.problem, self.registry) {
+            (Some(problem), _) => Err(RegistryError::Settings(problem)),
+            (None, Some(registry)) => registry,
+            (None, None) => default_registry(),
+        };
+        let registry = registry.and_then(|registry| registry.validate().map(|()| registry));
+        Picom::from_parts(self.name, self.options, registry)
+    }
+}
+
+/// What the environment says, else Consul.
+fn default_registry() -> Result<Arc<dyn Registry>, RegistryError> {
+    static SAID: Once = Once::new();
+    match std::env::var(REGISTRY_VARIABLE) {
+        Ok(url) if !url.is_empty() => {
+            let registry = registry::from_url(&url)?;
+            SAID.call_once(|| {
+                tracing::info!(registry = registry.describe(), "{REGISTRY_VARIABLE} chooses the registry")
+            });
+            Ok(registry)
+        }
+        Ok(_) | Err(std::env::VarError::NotPresent) => consul(),
+        Err(error) => Err(RegistryError::Settings(format!("{REGISTRY_VARIABLE}: {error}"))),
+    }
+}
+
+#[cfg(feature = "consul")]
+fn consul() -> Result<Arc<dyn Registry>, RegistryError> {
+    Ok(Arc::new(registry::Consul::from_env()?))
+}
+
+#[cfg(not(feature = "consul"))]
+fn consul() -> Result<Arc<dyn Registry>, RegistryError> {
+    Err(RegistryError::Settings(format!(
+        "no registry was chosen: give one in code or in {REGISTRY_VARIABLE}; this build has no feature `consul`"
+    )))
+}

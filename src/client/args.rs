@@ -1,0 +1,92 @@
+//! Arguments of a call: anything that serializes as a map, and [`args!`](crate::args) for calls by name.
+//!
+//! Owns how arguments are written. It must never send them. Look next at [`super::call`].
+
+use bytes::{BufMut, BytesMut};
+use serde::Serialize;
+
+use crate::message;
+
+/// Arguments that a call can be given: any type that serializes to a map (a struct, a `HashMap`), `()` for none, or what
+/// [`args!`](crate::args) makes.
+pub trait Arguments: Send + Sync + 'static {
+    /// Appends them as one MessagePack value. The error says what cannot be encoded.
+    #[doc(hidden)]
+    fn encode(&self, out: &mut BytesMut) -> Result<(), String>;
+}
+
+impl<T: Serialize + Send + Sync + 'static> Arguments for T {
+    fn encode(&self, out: &mut BytesMut) -> Result<(), String> {
+        message::encode(self, out).map_err(|error| error.to_string())
+    }
+}
+
+/// Arguments by name, made with [`args!`](crate::args).
+#[derive(Clone, Debug, Default)]
+pub struct Args {
+    count: u32,
+    entries: BytesMut,
+    problem: Option<String>,
+}
+
+impl Args {
+    /// No arguments.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds one. A value that cannot be encoded fails the call, not this.
+    #[must_use]
+    pub fn with<T: Serialize + 'static>(mut self, name: &str, value: &T) -> Self {
+        let before = self.entries.len();
+        let encoded = message::encode(&name.to_owned(), &mut self.entries)
+            .and_then(|()| message::encode(value, &mut self.entries));
+        match encoded {
+            Ok(()) => self.count += 1,
+            Err(error) => {
+                self.entries.truncate(before);
+                self.problem.get_or_insert(format!("argument `{name}`: {error}"));
+            }
+        }
+        self
+    }
+}
+
+impl Arguments for Args {
+    fn encode(&self, out: &mut BytesMut) -> Result<(), String> {
+        if let Some(problem) = &self.problem {
+            return Err(problem.clone());
+        }
+        match u8::try_from(self.count) {
+            Ok(count) if count < 16 => out.put_u8(0x80 | count),
+            _ => {
+                out.put_u8(0xdf);
+                out.put_u32(self.count);
+            }
+        }
+        out.put_slice(&self.entries);
+        Ok(())
+    }
+}
+
+/// Arguments by name: `args! { a: 2, b: 5 }`.
+///
+/// Each value may be anything that implements `serde::Serialize`; the call sends one map from name to value.
+///
+/// ```
+/// let limit = 10;
+/// let args = picom::args! { user: "ada", limit: limit, tags: vec!["new"] };
+/// ```
+#[macro_export]
+macro_rules! args {
+    ($($name:ident : $value:expr),* $(,)?) => {
+        $crate::private::Args::new()
+            $(.with($crate::private::argument_name(::core::stringify!($name)), &$value))*
+    };
+}
+
+/// The name of an argument as it goes on the wire: without the mark of a raw identifier.
+#[doc(hidden)]
+pub fn argument_name(ident: &str) -> &str {
+    ident.strip_prefix("r#").unwrap_or(ident)
+}

@@ -1,0 +1,315 @@
+//! From one call to as many attempts as are safe and useful.
+//!
+//! Owns the loop: choose an endpoint, connect, open, and after a failure decide whether to go on. It must never read an
+//! answer. Look next at [`super::retry`] for the rules and [`super::response`] for who drives it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::args::Arguments;
+use super::body::Body;
+use super::call::Method;
+use super::pool::Pool;
+use super::retry::{self, Class};
+use super::stream::Attempt;
+use super::target::Target;
+use crate::body::{BodyError, BodyReader};
+use crate::metadata::Metadata;
+use crate::options::MAX_ATTEMPTS;
+use crate::proto::{Error, Failure, Open, OpenError};
+use crate::registry::Endpoint;
+use crate::service;
+use crate::status::{Execution, Status};
+use crate::transport::link::Link;
+use crate::wire::Refusal;
+
+/// What was settled when the call began.
+#[derive(Debug)]
+pub(super) struct Settled {
+    pub(super) deadline: Option<Instant>,
+    pub(super) idle: Option<Duration>,
+    pub(super) metadata: Option<Metadata>,
+    pub(super) idempotent: bool,
+    pub(super) on: Option<SocketAddr>,
+    pub(super) max_attempts: u32,
+    /// Attempts that a call which never ran may have, if that is more: see [`super::call`].
+    pub(super) max_failovers: u32,
+    pub(super) max_response: usize,
+}
+
+/// One call with its attempts.
+#[derive(Debug)]
+pub struct Attempts<A> {
+    pool: Arc<Pool>,
+    method: Method,
+    args: A,
+    body: Option<Body>,
+    settled: Settled,
+    started: Instant,
+    tried: Vec<Arc<Target>>,
+    count: u32,
+}
+
+/// Why a call failed in the end.
+#[derive(Debug)]
+pub(super) struct Failed {
+    status: Status,
+    application: Option<Bytes>,
+}
+
+impl Failed {
+    /// As the error type of the method.
+    pub(super) fn into_error<E: service::Failure>(self) -> E {
+        match self.application {
+            Some(details) => E::from_application(&details, self.status),
+            None => self.status.into(),
+        }
+    }
+}
+
+impl<A: Arguments> Attempts<A> {
+    pub(super) fn new(
+        pool: Arc<Pool>,
+        method: Method,
+        args: A,
+        body: Option<Body>,
+        settled: Settled,
+        started: Instant,
+    ) -> Self {
+        pool.budget.call(started);
+        Self { pool, method, args, body, settled, started, tried: Vec::new(), count: 0 }
+    }
+
+    /// How many attempts there were.
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// How long the call has taken so far.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The next attempt, open. Failures that come before that are already behind it.
+    pub(super) async fn start(&mut self) -> Result<Attempt, Failed> {
+        loop {
+            let target = self.target().await?;
+            self.count += 1;
+            let link = match self.connect(&target).await {
+                Ok(link) => link,
+                Err(status) => {
+                    self.go_on(&target, Class::NeverSent, status, None).await?;
+                    continue;
+                }
+            };
+            if let Some(attempt) = self.open(&target, link).await? {
+                return Ok(attempt);
+            }
+        }
+    }
+
+    async fn target(&mut self) -> Result<Arc<Target>, Failed> {
+        if let Some(addr) = self.settled.on {
+            if let Some(target) = self.pool.find(addr) {
+                return Ok(target);
+            }
+            return Ok(Arc::new(Target::new(Arc::new(Endpoint::new(addr)))));
+        }
+        let picked = self.pool.pick(&self.tried, self.settled.deadline).await;
+        picked.map_err(|status| self.failed(None, status))
+    }
+
+    async fn connect(&self, target: &Arc<Target>) -> Result<Arc<Link>, Status> {
+        if let Some(link) = target.connected() {
+            return Ok(link);
+        }
+        let connecting = target.connect(&self.pool.identity);
+        let outcome = match self.settled.deadline {
+            None => connecting.await,
+            Some(deadline) => tokio::time::timeout_at(deadline, connecting).await.map_err(|_| {
+                Status::deadline_exceeded("the deadline passed while connecting").with_execution(Execution::Never)
+            })?,
+        };
+        outcome.map_err(|error| connect_status(&error))
+    }
+
+    /// Opens the call; `None` means: go on with another attempt.
+    async fn open(&mut self, target: &Arc<Target>, link: Arc<Link>) -> Result<Option<Attempt>, Failed> {
+        loop {
+            let head = Open {
+                method: self.method.name(),
+                deadline: self.settled.deadline.map(Instant::into_std),
+                idle: self.settled.idle,
+                attempt: u8::try_from(self.count - 1).unwrap_or(u8::MAX),
+                metadata: self.settled.metadata.as_ref(),
+                end: self.body.is_none(),
+            };
+            let error = match link.open(head, Instant::now().into_std(), |out| self.args.encode(out)) {
+                Ok(id) => {
+                    if let Some(body) = &self.body {
+                        body.pump(Arc::clone(&link), id);
+                    }
+                    let reader = BodyReader::new(link, id, self.settled.max_response);
+                    return Ok(Some(Attempt::new(reader, Arc::clone(target))));
+                }
+                Err(error) => error,
+            };
+            let status = match error {
+                OpenError::Encode(text) => Status::invalid_argument(text),
+                OpenError::TooLarge { len, limit } => Status::invalid_argument(format!(
+                    "arguments of {len} bytes exceed the server's limit of {limit}; raise `max_message` there or stream them"
+                )),
+                OpenError::Draining | OpenError::Closed => {
+                    let status = Status::unavailable("the connection closed before the call left");
+                    self.go_on(target, Class::NeverSent, status, None).await?;
+                    return Ok(None);
+                }
+                OpenError::Full if self.has_deadline_passed() => {
+                    Status::deadline_exceeded("the connection had its limit of open calls until the deadline")
+                }
+                OpenError::Full => {
+                    // Another host may have room; if all are full, waiting for a place is all there is.
+                    let free = link.slot_free();
+                    let until = self.settled.deadline.unwrap_or_else(|| Instant::now() + crate::options::DEADLINE);
+                    // Either a place is free or the deadline has passed, which the next round finds out.
+                    let _ = tokio::time::timeout_at(until, free).await;
+                    continue;
+                }
+            };
+            return Err(self.failed(Some(target), status.with_execution(Execution::Never)));
+        }
+    }
+
+    fn has_deadline_passed(&self) -> bool {
+        self.settled.deadline.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
+    /// Decides what a failed attempt means: `Ok` to start another, or the error of the call.
+    pub(super) async fn after(&mut self, attempt: Attempt, error: BodyError) -> Result<(), Failed> {
+        let target = Arc::clone(attempt.target());
+        drop(attempt);
+        let failure = match error {
+            BodyError::Failed(failure) => failure,
+            BodyError::Truncated => {
+                let status = Status::data_loss("the answer ends within a message").with_execution(Execution::Maybe);
+                return Err(self.failed(Some(&target), status));
+            }
+            BodyError::TooLong { len, limit } => {
+                let text = format!("an answer of {len} bytes exceeds the limit of {limit}; raise `max_message` here");
+                let status = Status::resource_exhausted(text).with_execution(Execution::Done);
+                return Err(self.failed(Some(&target), status));
+            }
+        };
+        let class = Class::of(&failure);
+        let asked = match &failure {
+            Failure::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        };
+        if matches!(failure, Failure::Lost { .. }) {
+            target.failed();
+            self.pool.refresh();
+        }
+        let (status, application) = self.status_of(failure);
+        if application.is_some() {
+            let status = self.failed(Some(&target), status).status;
+            return Err(Failed { status, application });
+        }
+        self.go_on(&target, class, status, asked).await
+    }
+
+    /// Waits for the next attempt if there may be one; otherwise the error of the call.
+    async fn go_on(
+        &mut self,
+        target: &Arc<Target>,
+        class: Class,
+        status: Status,
+        asked: Option<Duration>,
+    ) -> Result<(), Failed> {
+        let delay = retry::delay(class, self.count, asked);
+        let in_time = self.settled.deadline.is_none_or(|deadline| Instant::now() + delay < deadline);
+        let most = if class.never_ran() { self.settled.max_failovers } else { self.settled.max_attempts };
+        if !class.allows(self.is_idempotent(target)) || self.count >= most.min(MAX_ATTEMPTS) || !in_time {
+            return Err(self.failed(Some(target), status));
+        }
+        if let Some(body) = &self.body {
+            if !body.can_replay().await {
+                return Err(self.failed(Some(target), status));
+            }
+        }
+        if !self.pool.budget.retry(Instant::now()) {
+            let text =
+                format!("{}; not tried again, because the retry budget of the service is used up", status.message());
+            return Err(self.failed(Some(target), status.with_message(text)));
+        }
+        if !self.tried.iter().any(|tried| Arc::ptr_eq(tried, target)) {
+            self.tried.push(Arc::clone(target));
+        }
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        Ok(())
+    }
+
+    fn is_idempotent(&self, target: &Target) -> bool {
+        self.settled.idempotent || target.says_idempotent(self.method.name())
+    }
+
+    /// The error of the call, with everything that is known about it.
+    pub(super) fn failed(&self, target: Option<&Arc<Target>>, status: Status) -> Failed {
+        let service = &self.pool.identity.service;
+        let most = self.settled.max_attempts.max(self.settled.max_failovers).min(MAX_ATTEMPTS);
+        let mut status = status.with_call(service, &self.method.shared_name()).with_attempts(self.count, most);
+        if let Some(target) = target {
+            status = status.with_endpoint(target.name());
+        }
+        Failed { status, application: None }
+    }
+
+    fn status_of(&self, failure: Failure) -> (Status, Option<Bytes>) {
+        let ran = |sent| if sent { Execution::Maybe } else { Execution::Never };
+        let status = match failure {
+            Failure::Status { status, .. } => {
+                let application = if status.app { status.details.clone() } else { None };
+                return (status.into_status(), application);
+            }
+            Failure::Refused { reason: Refusal::Draining, text, .. } => {
+                Status::unavailable(format!("the server is leaving: {text}")).with_execution(Execution::Never)
+            }
+            Failure::Refused { text, retry_after, .. } => {
+                let status = Status::resource_exhausted(format!("the server is busy: {text}"));
+                let status = if let Some(after) = retry_after { status.with_retry_after(after) } else { status };
+                status.with_execution(Execution::Never)
+            }
+            Failure::NotAccepted => Status::unavailable("the server is leaving").with_execution(Execution::Never),
+            Failure::Lost { error, sent, .. } => {
+                Status::unavailable(format!("connection lost: {error}")).with_execution(ran(sent))
+            }
+            Failure::Deadline { sent, .. } => {
+                let waited = self.elapsed();
+                Status::deadline_exceeded(format!("no answer within {waited:.1?}")).with_execution(ran(sent))
+            }
+            Failure::Idle { sent, .. } => {
+                let idle = self.settled.idle.unwrap_or_default();
+                Status::deadline_exceeded(format!("nothing moved for {idle:?}; allow more with `.idle_timeout()`"))
+                    .with_execution(ran(sent))
+            }
+            Failure::Truncated => Status::data_loss("the answer was cut short").with_execution(Execution::Maybe),
+        };
+        (status, None)
+    }
+}
+
+/// What a failure to connect means to the caller.
+fn connect_status(error: &Arc<Error>) -> Status {
+    let text = match &**error {
+        Error::Io { kind, .. } if *kind != std::io::ErrorKind::TimedOut && *kind != std::io::ErrorKind::Other => {
+            kind.to_string()
+        }
+        error => error.to_string(),
+    };
+    Status::unavailable(text).with_execution(Execution::Never).with_source(Error::clone(error))
+}

@@ -1,0 +1,172 @@
+//! The endpoints of one service as a node sees them.
+//!
+//! Owns the watch of the service, the targets and the waiting for a first one. It must never make a call. Look next at
+//! [`super::attempts`], which asks for targets, and [`super::balance`], which chooses.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use tokio::time::Instant;
+
+use super::balance::{Balance, RoundRobin};
+use super::retry::Budget;
+use super::target::Target;
+use crate::options::Options;
+use crate::registry::{Endpoints, Freshness, Registry, RegistryError, Watch};
+use crate::status::{Execution, Status};
+
+/// Who calls whom, with which options.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) service: Arc<str>,
+    pub(crate) node: Arc<str>,
+    pub(crate) incarnation: u64,
+    pub(crate) options: Options,
+}
+
+/// The endpoints of one service, with a connection each.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    pub(super) identity: Arc<Identity>,
+    pub(super) budget: Budget,
+    registry: Result<Arc<dyn Registry>, RegistryError>,
+    watch: OnceLock<Watch>,
+    set: RwLock<Arc<Set>>,
+    balance: Box<dyn Balance>,
+}
+
+/// The targets made from one snapshot.
+#[derive(Debug)]
+pub(super) struct Set {
+    snapshot: Arc<Endpoints>,
+    usable: Vec<Arc<Target>>,
+    /// Since when there has been nothing usable.
+    empty_since: Instant,
+}
+
+impl Pool {
+    pub(crate) fn new(identity: Identity, registry: Result<Arc<dyn Registry>, RegistryError>) -> Self {
+        let nothing = Set { snapshot: Arc::new(Endpoints::unknown()), usable: Vec::new(), empty_since: Instant::now() };
+        Self {
+            identity: Arc::new(identity),
+            budget: Budget::new(),
+            registry,
+            watch: OnceLock::new(),
+            set: RwLock::new(Arc::new(nothing)),
+            balance: Box::new(RoundRobin::new()),
+        }
+    }
+
+    pub(crate) fn service(&self) -> &str {
+        &self.identity.service
+    }
+
+    fn watch(&self) -> &Watch {
+        // Made with the first call, because watching needs a runtime and making a client does not.
+        self.watch.get_or_init(|| match &self.registry {
+            Ok(registry) => registry.watch(&self.identity.service),
+            Err(_) => Watch::fixed(Endpoints::unknown()),
+        })
+    }
+
+    /// The targets of the newest snapshot.
+    pub(super) fn set(&self) -> Arc<Set> {
+        let snapshot = self.watch().current();
+        {
+            let set = self.set.read().unwrap_or_else(PoisonError::into_inner);
+            if Arc::ptr_eq(&set.snapshot, &snapshot) {
+                return Arc::clone(&set);
+            }
+        }
+        let mut set = self.set.write().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&set.snapshot, &snapshot) {
+            *set = Arc::new(set.renewed(snapshot));
+        }
+        Arc::clone(&set)
+    }
+
+    /// Chooses a target; waits until there is one, at most until `deadline` or as long as the options say.
+    pub(super) async fn pick(&self, tried: &[Arc<Target>], deadline: Option<Instant>) -> Result<Arc<Target>, Status> {
+        if let Some(target) = self.choose(&self.set(), tried) {
+            return Ok(target);
+        }
+        if let Err(error) = &self.registry {
+            return Err(Status::invalid_argument(error.to_string()).with_execution(Execution::Never));
+        }
+        let mut watch = self.watch().clone();
+        watch.refresh();
+        let patience = self.set().empty_since + self.identity.options.resolve_wait;
+        let until = deadline.map_or(patience, |deadline| deadline.min(patience));
+        loop {
+            let changed = tokio::time::timeout_at(until, watch.changed()).await;
+            let set = self.set();
+            if let Some(target) = self.choose(&set, tried) {
+                return Ok(target);
+            }
+            if changed.is_err() {
+                return Err(self.nobody(&set));
+            }
+        }
+    }
+
+    fn choose(&self, set: &Set, tried: &[Arc<Target>]) -> Option<Arc<Target>> {
+        self.balance.pick(&set.usable, tried).and_then(|index| set.usable.get(index)).cloned()
+    }
+
+    /// The target with this address, if it is one of those in use.
+    pub(super) fn find(&self, addr: SocketAddr) -> Option<Arc<Target>> {
+        self.set().usable.iter().find(|target| target.endpoint().addr == addr).cloned()
+    }
+
+    /// Asks the registry to look again.
+    pub(super) fn refresh(&self) {
+        self.watch().refresh();
+    }
+
+    /// Why there is nobody to call.
+    fn nobody(&self, set: &Set) -> Status {
+        let Endpoints { freshness, endpoints, problem, .. } = &*set.snapshot;
+        let (service, registry) = (
+            &self.identity.service,
+            self.registry.as_ref().map_or_else(ToString::to_string, |registry| registry.describe()),
+        );
+        let text = match (freshness, endpoints.len(), problem) {
+            (Freshness::Never, _, Some(problem)) => format!("registry unreachable: {problem}"),
+            (Freshness::Never, _, None) => format!("registry unreachable: {registry} has not answered"),
+            (_, 0, None) => format!("unknown service: {registry} knows no instance of `{service}`"),
+            (_, 0, Some(problem)) => {
+                format!("unknown service: {registry} knew no instance of `{service}`, and now: {problem}")
+            }
+            (_, unhealthy, _) => {
+                format!(
+                    "no healthy instance: {registry} knows {unhealthy} of `{service}`, none of which passes its check"
+                )
+            }
+        };
+        Status::unavailable(text).with_execution(Execution::Never)
+    }
+}
+
+impl Set {
+    /// The set for the next snapshot; targets that stay keep their connections.
+    fn renewed(&self, snapshot: Arc<Endpoints>) -> Self {
+        let known: HashMap<_, _> = self
+            .usable
+            .iter()
+            .map(|target| ((target.endpoint().addr, target.endpoint().incarnation), target))
+            .collect();
+        let usable: Vec<_> = snapshot
+            .usable()
+            .into_iter()
+            .map(|endpoint| {
+                known
+                    .get(&(endpoint.addr, endpoint.incarnation))
+                    .map_or_else(|| Arc::new(Target::new(endpoint)), |target| Arc::clone(target))
+            })
+            .collect();
+        let stays_empty = self.usable.is_empty() && usable.is_empty();
+        let empty_since = if stays_empty { self.empty_since } else { Instant::now() };
+        Self { snapshot, usable, empty_since }
+    }
+}

@@ -1,0 +1,279 @@
+//! The kinds of answers: one message, a stream, the first item, all items.
+//!
+//! Owns how an answer is read and when a failure leads to another attempt. It must never decide whether that is safe (that is
+//! [`super::attempts`]). Look next at [`super::call`].
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures::Stream;
+use futures::future::BoxFuture;
+use serde::de::DeserializeOwned;
+
+use super::args::Arguments;
+use super::attempts::{Attempts, Failed};
+use super::call::CallInfo;
+use super::stream::Attempt;
+use crate::body::BodyError;
+use crate::message;
+use crate::service::Failure;
+use crate::status::{Execution, Status};
+use crate::streaming::Streaming;
+
+/// What a call returns. Implemented by the kinds of answers in this module only.
+pub trait Response: Send + 'static {
+    /// What awaiting the call yields.
+    type Output: Send + 'static;
+    /// Why it fails.
+    type Error: Failure;
+    /// Whether the answer is a stream, which may take longer than any default deadline.
+    const STREAMS: bool;
+
+    /// Makes the attempts and reads the answer.
+    #[doc(hidden)]
+    fn receive<A: Arguments>(
+        attempts: Attempts<A>,
+        limit: usize,
+    ) -> impl Future<Output = Result<(Self::Output, CallInfo), Self::Error>> + Send;
+}
+
+/// One message.
+#[derive(Debug)]
+pub struct Unary<T, E>(PhantomData<fn() -> (T, E)>);
+
+impl<T: DeserializeOwned + Send + 'static, E: Failure> Response for Unary<T, E> {
+    type Output = T;
+    type Error = E;
+    const STREAMS: bool = false;
+
+    async fn receive<A: Arguments>(mut attempts: Attempts<A>, _limit: usize) -> Result<(T, CallInfo), E> {
+        let (message, attempt) = first(&mut attempts).await.map_err(Failed::into_error::<E>)?;
+        let value = match message {
+            Some(message) => decode::<T, A, E>(&attempts, &attempt, &message)?,
+            None => {
+                let status = Status::internal("the answer has no message").with_execution(Execution::Done);
+                return Err(attempts.failed(Some(attempt.target()), status).into_error());
+            }
+        };
+        Ok((value, info(&attempts, &attempt)))
+    }
+}
+
+/// The first and only item, whatever the kind of the method.
+#[derive(Debug)]
+pub struct First<T>(PhantomData<fn() -> T>);
+
+impl<T: DeserializeOwned + Send + 'static> Response for First<T> {
+    type Output = T;
+    type Error = Status;
+    const STREAMS: bool = false;
+
+    async fn receive<A: Arguments>(mut attempts: Attempts<A>, _limit: usize) -> Result<(T, CallInfo), Status> {
+        let (message, mut attempt) = first(&mut attempts).await.map_err(Failed::into_error::<Status>)?;
+        let Some(message) = message else {
+            // An answer without an item is nil to those who can read nil, such as `()` and `Option`.
+            let nil = Bytes::from_static(&[message::NIL]);
+            return message::decode(&nil).map(|value| (value, info(&attempts, &attempt))).map_err(|_| {
+                let status = Status::not_found("the answer has no item").with_execution(Execution::Done);
+                attempts.failed(Some(attempt.target()), status).into_error()
+            });
+        };
+        if !attempt.is_over() {
+            if let Some(more) = attempt.message().await {
+                let status = match more {
+                    Ok(_) => Status::failed_precondition(
+                        "the answer has more than one item; use `.multiple()` for all of them or `stream` for each",
+                    )
+                    .with_execution(Execution::Done),
+                    Err(error) => return Err(give_up(&mut attempts, attempt, error).await.into_error()),
+                };
+                return Err(attempts.failed(Some(attempt.target()), status).into_error());
+            }
+        }
+        let value = decode(&attempts, &attempt, &message)?;
+        Ok((value, info(&attempts, &attempt)))
+    }
+}
+
+/// Every item.
+#[derive(Debug)]
+pub struct All<T>(PhantomData<fn() -> T>);
+
+impl<T: DeserializeOwned + Send + 'static> Response for All<T> {
+    type Output = Vec<T>;
+    type Error = Status;
+    const STREAMS: bool = true;
+
+    async fn receive<A: Arguments>(mut attempts: Attempts<A>, limit: usize) -> Result<(Vec<T>, CallInfo), Status> {
+        let (mut message, mut attempt) = first(&mut attempts).await.map_err(Failed::into_error::<Status>)?;
+        let mut items = Vec::new();
+        while let Some(bytes) = message {
+            if items.len() == limit {
+                let text = format!("more than {limit} items; read them with `stream`, or raise `collect_limit`");
+                let status = Status::resource_exhausted(text).with_execution(Execution::Done);
+                return Err(attempts.failed(Some(attempt.target()), status).into_error());
+            }
+            items.push(decode(&attempts, &attempt, &bytes)?);
+            message = match attempt.message().await {
+                Some(Ok(bytes)) => Some(bytes),
+                None => None,
+                Some(Err(error)) => return Err(give_up(&mut attempts, attempt, error).await.into_error()),
+            };
+        }
+        Ok((items, info(&attempts, &attempt)))
+    }
+}
+
+/// A stream of items. The call is made when it is awaited, without waiting for the server; what fails before the first item and
+/// is safe to repeat is repeated behind the stream.
+#[derive(Debug)]
+pub struct Items<T, E>(PhantomData<fn() -> (T, E)>);
+
+impl<T: DeserializeOwned + Send + 'static, E: Failure> Response for Items<T, E> {
+    type Output = Streaming<T, E>;
+    type Error = E;
+    const STREAMS: bool = true;
+
+    async fn receive<A: Arguments>(mut attempts: Attempts<A>, _limit: usize) -> Result<(Self::Output, CallInfo), E> {
+        let attempt = attempts.start().await.map_err(Failed::into_error::<E>)?;
+        let info = info(&attempts, &attempt);
+        let items = ItemStream {
+            state: ItemState::Open(attempt),
+            attempts: Some(attempts),
+            begun: false,
+            item: PhantomData::<fn() -> (T, E)>,
+        };
+        Ok((Streaming::new(items), info))
+    }
+}
+
+/// Any other kind, with what is known about the call beside its answer.
+#[derive(Debug)]
+pub struct WithInfo<R>(PhantomData<fn() -> R>);
+
+impl<R: Response> Response for WithInfo<R> {
+    type Output = (R::Output, CallInfo);
+    type Error = R::Error;
+    const STREAMS: bool = R::STREAMS;
+
+    async fn receive<A: Arguments>(attempts: Attempts<A>, limit: usize) -> Result<(Self::Output, CallInfo), R::Error> {
+        let (output, info) = R::receive(attempts, limit).await?;
+        Ok(((output, info.clone()), info))
+    }
+}
+
+/// Makes attempts until one has a first message, or an end without one.
+async fn first<A: Arguments>(attempts: &mut Attempts<A>) -> Result<(Option<Bytes>, Attempt), Failed> {
+    loop {
+        let mut attempt = attempts.start().await?;
+        match attempt.message().await {
+            Some(Ok(message)) => return Ok((Some(message), attempt)),
+            None => return Ok((None, attempt)),
+            Some(Err(error)) => attempts.after(attempt, error).await?,
+        }
+    }
+}
+
+/// The error of a call that fails after its first message, where no other attempt is possible.
+async fn give_up<A: Arguments>(attempts: &mut Attempts<A>, attempt: Attempt, error: BodyError) -> Failed {
+    let target = std::sync::Arc::clone(attempt.target());
+    match attempts.after(attempt, error).await {
+        Err(failed) => failed,
+        // An answer that has begun is never tried again, so this is a contradiction in the rules.
+        Ok(()) => attempts.failed(Some(&target), Status::internal("an answer that had begun was to be tried again")),
+    }
+}
+
+fn decode<T: DeserializeOwned + 'static, A: Arguments, E: Failure>(
+    attempts: &Attempts<A>,
+    attempt: &Attempt,
+    message: &Bytes,
+) -> Result<T, E> {
+    message::decode(message).map_err(|error| {
+        let text = format!("the answer is not of the type expected: {error}");
+        let status = Status::internal(text).with_execution(Execution::Done);
+        attempts.failed(Some(attempt.target()), status).into_error()
+    })
+}
+
+fn info<A: Arguments>(attempts: &Attempts<A>, attempt: &Attempt) -> CallInfo {
+    CallInfo::new(attempt.target().endpoint().addr, attempts.count(), attempts.elapsed(), attempt.take_metadata())
+}
+
+struct ItemStream<A, T, E> {
+    state: ItemState<A>,
+    /// `None` only while they are away in [`ItemState::Starting`].
+    attempts: Option<Attempts<A>>,
+    begun: bool,
+    item: PhantomData<fn() -> (T, E)>,
+}
+
+enum ItemState<A> {
+    Open(Attempt),
+    Starting(BoxFuture<'static, (Attempts<A>, Result<Attempt, Failed>)>),
+    Over,
+}
+
+impl<A: Arguments, T, E> Unpin for ItemStream<A, T, E> {}
+
+impl<A: Arguments, T: DeserializeOwned + 'static, E: Failure> Stream for ItemStream<A, T, E> {
+    type Item = Result<T, E>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            match &mut this.state {
+                ItemState::Over => return Poll::Ready(None),
+                ItemState::Starting(starting) => {
+                    let (attempts, result) = ready!(starting.as_mut().poll(cx));
+                    this.attempts = Some(attempts);
+                    match result {
+                        Ok(attempt) => this.state = ItemState::Open(attempt),
+                        Err(failed) => {
+                            this.state = ItemState::Over;
+                            return Poll::Ready(Some(Err(failed.into_error())));
+                        }
+                    }
+                }
+                ItemState::Open(attempt) => {
+                    let Some(attempts) = &this.attempts else { return Poll::Ready(None) };
+                    match ready!(attempt.poll_message(cx)) {
+                        Some(Ok(message)) => {
+                            this.begun = true;
+                            let item = decode(attempts, attempt, &message);
+                            return Poll::Ready(Some(item));
+                        }
+                        None => {
+                            this.state = ItemState::Over;
+                            return Poll::Ready(None);
+                        }
+                        Some(Err(error)) => this.fail(error),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<A: Arguments, T, E> ItemStream<A, T, E> {
+    /// Another attempt, if no item has come yet and it is safe; the attempts know.
+    fn fail(&mut self, error: BodyError) {
+        let state = std::mem::replace(&mut self.state, ItemState::Over);
+        let (ItemState::Open(attempt), Some(mut attempts)) = (state, self.attempts.take()) else { return };
+        let begun = self.begun;
+        self.state = ItemState::Starting(Box::pin(async move {
+            let result = if begun {
+                Err(give_up(&mut attempts, attempt, error).await)
+            } else {
+                match attempts.after(attempt, error).await {
+                    Ok(()) => attempts.start().await,
+                    Err(failed) => Err(failed),
+                }
+            };
+            (attempts, result)
+        }));
+    }
+}

@@ -1,0 +1,177 @@
+//! When a call may be tried again, how long to wait before it, and how much of that a service can bear.
+//!
+//! Owns the classes of failures, the back-off and the budget. It must never choose an endpoint. Look next at
+//! [`super::attempts`], which asks.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::proto::Failure;
+
+/// What is known of a failed attempt, as far as trying again is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// R0. Never handed to the kernel, or no connection came about: any call may be tried again.
+    NeverSent,
+    /// R1. The server says that it did not process it: any call may be tried again.
+    NotProcessed,
+    /// R2. Sent, and no byte of an answer came: only an idempotent call may be tried again.
+    MaybeRan,
+    /// R3. An answer had begun, or the outcome is final: never tried again.
+    Final,
+}
+
+impl Class {
+    /// The class of a stream's failure.
+    pub(super) fn of(failure: &Failure) -> Self {
+        match failure {
+            Failure::Refused { .. } | Failure::NotAccepted => Self::NotProcessed,
+            Failure::Lost { sent: false, .. } => Self::NeverSent,
+            Failure::Lost { sent: true, answered: false, .. } => Self::MaybeRan,
+            Failure::Lost { answered: true, .. }
+            | Failure::Status { .. }
+            | Failure::Deadline { .. }
+            | Failure::Idle { .. }
+            | Failure::Truncated => Self::Final,
+        }
+    }
+
+    /// Whether a call may be tried again after it.
+    pub(super) fn allows(self, idempotent: bool) -> bool {
+        match self {
+            Self::NeverSent | Self::NotProcessed => true,
+            Self::MaybeRan => idempotent,
+            Self::Final => false,
+        }
+    }
+
+    /// Whether the handler provably never ran.
+    pub(super) fn never_ran(self) -> bool {
+        matches!(self, Self::NeverSent | Self::NotProcessed)
+    }
+}
+
+/// First step of the back-off.
+const BASE: Duration = Duration::from_millis(25);
+/// Longest back-off.
+const CAP: Duration = Duration::from_secs(1);
+
+/// How long to wait before the next attempt, after `failed` attempts. The first failover of a call that never ran goes at
+/// once; later ones wait a random time below a bound that doubles ("full jitter", which spreads a crowd better than a
+/// fixed wait). A server that says when to come back is obeyed.
+pub(super) fn delay(class: Class, failed: u32, asked: Option<Duration>) -> Duration {
+    if let Some(asked) = asked {
+        return asked;
+    }
+    if failed == 1 && class.never_ran() {
+        return Duration::ZERO;
+    }
+    let bound = BASE.saturating_mul(1 << failed.saturating_sub(1).min(10)).min(CAP);
+    bound.mul_f64(fastrand::f64())
+}
+
+/// Retries per second of the window that are always allowed: a service with little traffic is retried too.
+const FLOOR_PER_SECOND: u64 = 10;
+/// One retry may come of so many calls: 20 %, as in Finagle.
+const CALLS_PER_RETRY: u64 = 5;
+/// Seconds that are looked back over.
+const WINDOW: usize = 10;
+
+/// Limits retries to a share of the calls to one service, so that they cannot keep down a service that is down.
+#[derive(Debug)]
+pub(super) struct Budget {
+    start: Instant,
+    second: AtomicU64,
+    /// Calls of the second that runs.
+    calls: AtomicU64,
+    window: Mutex<Window>,
+}
+
+#[derive(Debug, Default)]
+struct Window {
+    second: u64,
+    calls: [u64; WINDOW],
+    retries: [u64; WINDOW],
+}
+
+fn place(second: u64) -> usize {
+    // The remainder is below WINDOW.
+    (second % WINDOW as u64) as usize
+}
+
+impl Budget {
+    pub(super) fn new() -> Self {
+        Self { start: Instant::now(), second: AtomicU64::new(0), calls: AtomicU64::new(0), window: Mutex::default() }
+    }
+
+    /// Counts one call.
+    pub(super) fn call(&self, now: Instant) {
+        let second = now.saturating_duration_since(self.start).as_secs();
+        if self.second.load(Ordering::Relaxed) != second {
+            self.turn(second);
+        }
+        self.calls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes one retry out of the budget, if one is left.
+    pub(super) fn retry(&self, now: Instant) -> bool {
+        let second = now.saturating_duration_since(self.start).as_secs();
+        let mut window = self.turn(second);
+        let calls = window.calls.iter().sum::<u64>() + self.calls.load(Ordering::Relaxed);
+        let retries: u64 = window.retries.iter().sum();
+        if retries >= calls / CALLS_PER_RETRY + FLOOR_PER_SECOND * WINDOW as u64 {
+            return false;
+        }
+        window.retries[place(second)] += 1;
+        true
+    }
+
+    /// Moves the window to `second`, forgetting what left it.
+    fn turn(&self, second: u64) -> MutexGuard<'_, Window> {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.second < second {
+            let last = window.second;
+            window.calls[place(last)] += self.calls.swap(0, Ordering::Relaxed);
+            for passed in (last + 1..=second).rev().take(WINDOW) {
+                window.calls[place(passed)] = 0;
+                window.retries[place(passed)] = 0;
+            }
+            window.second = second;
+            self.second.store(second, Ordering::Relaxed);
+        }
+        window
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_budget_is_a_fifth_of_the_calls_and_ten_a_second() {
+        let budget = Budget::new();
+        for _ in 0..1000 {
+            budget.call(Instant::now());
+        }
+        let allowed = (0..1000).filter(|_| budget.retry(Instant::now())).count();
+        assert_eq!(allowed, 1000 / 5 + 10 * 10);
+        assert!(!budget.retry(Instant::now()), "one past the limit");
+        tokio::time::advance(Duration::from_secs(WINDOW as u64)).await;
+        let allowed = (0..1000).filter(|_| budget.retry(Instant::now())).count();
+        assert_eq!(allowed, 10 * 10, "calls and retries of the last window are forgotten");
+    }
+
+    #[test]
+    fn the_first_failover_of_a_call_that_never_ran_goes_at_once() {
+        assert_eq!(delay(Class::NeverSent, 1, None), Duration::ZERO);
+        assert_eq!(delay(Class::NotProcessed, 1, None), Duration::ZERO);
+        for failed in 1..40 {
+            assert!(delay(Class::MaybeRan, failed, None) <= CAP);
+        }
+        let asked = Duration::from_millis(7);
+        assert_eq!(delay(Class::NotProcessed, 1, Some(asked)), asked, "the server's word goes first");
+    }
+}

@@ -1,0 +1,199 @@
+//! One endpoint and the connection to it.
+//!
+//! Owns connecting: lazily, one attempt at a time for all who wait, with a growing pause after failures. It must never choose
+//! between endpoints. Look next at [`super::pool`].
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::pool::Identity;
+use crate::options::CLIENT_IDLE_CLOSE;
+use crate::proto::{Config, Error, Side};
+use crate::registry::Endpoint;
+use crate::transport::driver::{self, NoCalls};
+use crate::transport::link::{Link, Phase};
+use crate::transport::tcp;
+
+/// After a failure the endpoint is left alone, as far as there are others, for a time that doubles from this…
+const REST: Duration = Duration::from_millis(50);
+/// … up to this.
+const MAX_REST: Duration = Duration::from_secs(5);
+/// Even if there is no other endpoint, connecting is not tried again sooner.
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+
+/// One endpoint as the pool keeps it.
+#[derive(Debug)]
+pub(super) struct Target {
+    endpoint: Arc<Endpoint>,
+    name: Arc<str>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    link: Option<Arc<Link>>,
+    connecting: Option<watch::Receiver<Option<Outcome>>>,
+    failures: u32,
+    failed_at: Option<Instant>,
+    rest_until: Option<Instant>,
+}
+
+type Outcome = Result<Arc<Link>, Arc<Error>>;
+
+impl Target {
+    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
+        let name = endpoint.addr.to_string().into();
+        Self { endpoint, name, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the registry says of it.
+    pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// How errors name it.
+    pub(super) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Whether it failed so recently that others are better.
+    pub(super) fn is_resting(&self) -> bool {
+        let state = self.lock();
+        state.rest_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// The connection, if there is one that takes calls.
+    pub(super) fn connected(&self) -> Option<Arc<Link>> {
+        self.lock().link.as_ref().filter(|link| link.is_usable()).cloned()
+    }
+
+    /// The connection; makes it if there is none. All who wait share one attempt, which goes on when they stop waiting.
+    /// Cancel safe.
+    pub(super) async fn connect(self: &Arc<Self>, identity: &Arc<Identity>) -> Outcome {
+        if let Some(link) = self.connected() {
+            return Ok(link);
+        }
+        let mut outcome = self.attempt(identity);
+        // The attempt always ends with an outcome; should its task be gone, the runtime is.
+        match outcome.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => outcome.clone(),
+            _ => Err(Arc::new(Error::Closed)),
+        }
+    }
+
+    fn attempt(self: &Arc<Self>, identity: &Arc<Identity>) -> watch::Receiver<Option<Outcome>> {
+        let mut state = self.lock();
+        if let Some(connecting) = &state.connecting {
+            return connecting.clone();
+        }
+        let (publish, outcome) = watch::channel(None);
+        state.connecting = Some(outcome.clone());
+        let pause = state.failed_at.map(|at| at + MIN_PAUSE);
+        drop(state);
+        let (target, identity) = (Arc::clone(self), Arc::clone(identity));
+        tokio::spawn(async move {
+            if let Some(pause) = pause {
+                tokio::time::sleep_until(pause).await;
+            }
+            let result = dial(&target.endpoint, &identity).await;
+            target.concluded(&result);
+            publish.send_replace(Some(result));
+        });
+        outcome
+    }
+
+    fn concluded(&self, result: &Outcome) {
+        let mut state = self.lock();
+        state.connecting = None;
+        match result {
+            Ok(link) => {
+                state.link = Some(Arc::clone(link));
+                state.failures = 0;
+                state.failed_at = None;
+                state.rest_until = None;
+            }
+            Err(_) => Self::note_failure(&mut state),
+        }
+    }
+
+    /// Whether the server has said in its hello that this method is idempotent.
+    pub(super) fn says_idempotent(&self, method: &str) -> bool {
+        let link = self.lock().link.clone();
+        link.is_some_and(|link| link.with_peer(|peer| peer.is_some_and(|peer| peer.idempotent.contains(method))))
+    }
+
+    /// A call failed for a reason that speaks against the endpoint.
+    pub(super) fn failed(&self) {
+        Self::note_failure(&mut self.lock());
+    }
+
+    fn note_failure(state: &mut State) {
+        let rest = REST.saturating_mul(1 << state.failures.min(10)).min(MAX_REST);
+        state.failures += 1;
+        let now = Instant::now();
+        state.failed_at = Some(now);
+        // Half of it is random, so that a crowd of clients does not come back at one moment.
+        state.rest_until = Some(now + rest.mul_f64(0.5 + fastrand::f64() / 2.0));
+    }
+
+    #[cfg(test)]
+    pub(super) fn failed_for_test(&self) {
+        self.lock().rest_until = Some(Instant::now() + MAX_REST);
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Some(link) = self.lock().link.take() {
+            link.close_when_idle();
+        }
+    }
+}
+
+async fn dial(endpoint: &Endpoint, identity: &Identity) -> Outcome {
+    let limit = identity.options.connect_timeout;
+    match tokio::time::timeout(limit, shake_hands(endpoint, identity)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Arc::new(Error::Io {
+            kind: std::io::ErrorKind::TimedOut,
+            text: format!("no connection within {limit:?}"),
+        })),
+    }
+}
+
+async fn shake_hands(endpoint: &Endpoint, identity: &Identity) -> Outcome {
+    let io = tcp::connect(endpoint.addr).await.map_err(|error| Arc::new(Error::from(error)))?;
+    let options = &identity.options;
+    let config = Config {
+        node: identity.node.to_string(),
+        service: identity.service.to_string(),
+        incarnation: identity.incarnation,
+        expect: endpoint.incarnation,
+        stream_window: options.stream_window,
+        connection_window: options.connection_window,
+        max_message: options.max_message,
+        handshake_timeout: options.connect_timeout,
+        idle_close: Some(CLIENT_IDLE_CLOSE),
+        ..Config::new(Side::Client)
+    };
+    let (link, driver) = driver::connection(io, Some(endpoint.addr), Arc::new(config), NoCalls);
+    let mut phase = link.phase();
+    // If this is cancelled, by the limit above, the connection must go too; once hello is through it lives by itself.
+    let task = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move { driver.run().await }));
+    let reached = phase.wait_for(|phase| !matches!(phase, Phase::Handshaking)).await.map(|phase| phase.clone());
+    match reached {
+        Ok(Phase::Closed(error)) => Err(error),
+        Ok(_) => {
+            task.detach();
+            Ok(link)
+        }
+        Err(_) => Err(Arc::new(Error::Closed)),
+    }
+}

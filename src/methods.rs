@@ -1,0 +1,236 @@
+//! Methods by name: closures instead of a trait.
+//!
+//! Owns [`Methods`]. It must never do what the generated servers cannot: both go through [`crate::service`]. Look next at
+//! `server/answer.rs` for how results travel.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::context::Context;
+use crate::descriptor::{Kind, MethodDescriptor, ServiceDescriptor};
+use crate::server::{Incoming, answer, answer_try_items, fail};
+use crate::service::{Fault, HandlerFuture, Service};
+use crate::status::Status;
+use crate::streaming::Streaming;
+
+type Handler = Arc<dyn Fn(Incoming) -> HandlerFuture + Send + Sync>;
+
+/// A service made of closures: what a client sends as arguments is read into the type that the closure takes.
+///
+/// ```
+/// use picom::{Context, Methods, Status, Streaming};
+///
+/// #[derive(serde::Deserialize)]
+/// struct Add { a: i64, b: i64 }
+///
+/// let methods = Methods::new()
+///     .unary("add", |_cx: Context, Add { a, b }: Add| async move { Ok::<_, Status>(a + b) })
+///     .idempotent()
+///     .client_streaming("sum", |_cx: Context, (): (), mut numbers: Streaming<i64>| async move {
+///         let mut sum = 0;
+///         while let Some(number) = numbers.message().await? {
+///             sum += number;
+///         }
+///         Ok(sum)
+///     });
+/// # drop(methods);
+/// ```
+#[must_use = "methods do nothing until they are exposed"]
+pub struct Methods {
+    handlers: Vec<Handler>,
+    descriptor: ServiceDescriptor,
+}
+
+impl Methods {
+    /// No methods yet.
+    pub fn new() -> Self {
+        let descriptor = ServiceDescriptor {
+            name: Cow::Borrowed("Methods"),
+            docs: Cow::Borrowed(""),
+            methods: Cow::Owned(Vec::new()),
+        };
+        Self { handlers: Vec::new(), descriptor }
+    }
+
+    fn add(
+        mut self,
+        name: &str,
+        kind: Kind,
+        handler: impl Fn(Incoming) -> HandlerFuture + Send + Sync + 'static,
+    ) -> Self {
+        self.descriptor.methods.to_mut().push(MethodDescriptor::new(Cow::Owned(name.to_owned()), kind));
+        self.handlers.push(Arc::new(handler));
+        self
+    }
+
+    /// Says that running the method added last twice does no harm: picom may then repeat it after a lost connection.
+    pub fn idempotent(mut self) -> Self {
+        if let Some(method) = self.descriptor.methods.to_mut().last_mut() {
+            method.idempotent = true;
+        }
+        self
+    }
+
+    /// Adds a method with one message each way.
+    pub fn unary<A, F, R, T, E>(self, name: &str, handler: F) -> Self
+    where
+        A: DeserializeOwned + Send + 'static,
+        F: Fn(Context, A) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<T, E>> + Send + 'static,
+        T: Serialize + Send + 'static,
+        E: Fault,
+    {
+        let handler = Arc::new(handler);
+        self.add(name, Kind::Unary, move |mut call| {
+            let handler = Arc::clone(&handler);
+            Box::pin(async move {
+                match call.args() {
+                    Ok(args) => {
+                        let result = handler(call.context().clone(), args).await;
+                        answer(call, result);
+                    }
+                    Err(status) => fail(call, status),
+                }
+            })
+        })
+    }
+
+    /// Adds a method whose answer is a stream, of items or of `Result`s with [`Status`].
+    pub fn server_streaming<A, F, R, S, M>(self, name: &str, handler: F) -> Self
+    where
+        A: DeserializeOwned + Send + 'static,
+        F: Fn(Context, A) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<S, Status>> + Send + 'static,
+        S: Stream<Item: Item<M>> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        self.add(name, Kind::ServerStreaming, move |mut call| {
+            let handler = Arc::clone(&handler);
+            Box::pin(async move {
+                match call.args() {
+                    Ok(args) => {
+                        let result = handler(call.context().clone(), args).await;
+                        answer_try_items(call, result.map(|items| items.map(Item::into_result))).await;
+                    }
+                    Err(status) => fail(call, status),
+                }
+            })
+        })
+    }
+
+    /// Adds a method that takes a stream after its arguments and answers with one message.
+    pub fn client_streaming<A, I, F, R, T>(self, name: &str, handler: F) -> Self
+    where
+        A: DeserializeOwned + Send + 'static,
+        I: DeserializeOwned + Send + 'static,
+        F: Fn(Context, A, Streaming<I>) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<T, Status>> + Send + 'static,
+        T: Serialize + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        self.add(name, Kind::ClientStreaming, move |mut call| {
+            let handler = Arc::clone(&handler);
+            Box::pin(async move {
+                match call.args() {
+                    Ok(args) => {
+                        let body = call.body();
+                        let result = handler(call.context().clone(), args, body).await;
+                        answer(call, result);
+                    }
+                    Err(status) => fail(call, status),
+                }
+            })
+        })
+    }
+
+    /// Adds a method that streams both ways.
+    pub fn bidi<A, I, F, R, S, M>(self, name: &str, handler: F) -> Self
+    where
+        A: DeserializeOwned + Send + 'static,
+        I: DeserializeOwned + Send + 'static,
+        F: Fn(Context, A, Streaming<I>) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<S, Status>> + Send + 'static,
+        S: Stream<Item: Item<M>> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        self.add(name, Kind::Bidi, move |mut call| {
+            let handler = Arc::clone(&handler);
+            Box::pin(async move {
+                match call.args() {
+                    Ok(args) => {
+                        let body = call.body();
+                        let result = handler(call.context().clone(), args, body).await;
+                        answer_try_items(call, result.map(|items| items.map(Item::into_result))).await;
+                    }
+                    Err(status) => fail(call, status),
+                }
+            })
+        })
+    }
+}
+
+impl Default for Methods {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Service for Methods {
+    fn descriptor(&self) -> &ServiceDescriptor {
+        &self.descriptor
+    }
+
+    fn call(self: Arc<Self>, method: usize, call: Incoming) -> HandlerFuture {
+        match self.handlers.get(method) {
+            Some(handler) => handler(call),
+            // Dropping the call answers it; dispatch only asks for positions of the descriptor.
+            None => Box::pin(async move { drop(call) }),
+        }
+    }
+}
+
+impl fmt::Debug for Methods {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.descriptor.methods.iter().map(|method| &method.name)).finish()
+    }
+}
+
+/// What the stream of a streaming method yields: a value ([`Plain`]), or a `Result` with [`Status`] ([`Fallible`]).
+pub trait Item<M>: Send {
+    /// The type of the value.
+    type Value: Serialize + Send + 'static;
+
+    /// The value, or why the stream fails here.
+    #[doc(hidden)]
+    fn into_result(self) -> Result<Self::Value, Status>;
+}
+
+/// The items of a stream are values.
+#[derive(Debug)]
+pub enum Plain {}
+
+/// The items of a stream are `Result`s.
+#[derive(Debug)]
+pub enum Fallible {}
+
+impl<T: Serialize + Send + 'static> Item<Plain> for T {
+    type Value = T;
+
+    fn into_result(self) -> Result<T, Status> {
+        Ok(self)
+    }
+}
+
+impl<T: Serialize + Send + 'static> Item<Fallible> for Result<T, Status> {
+    type Value = T;
+
+    fn into_result(self) -> Self {
+        self
+    }
+}

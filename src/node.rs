@@ -1,0 +1,250 @@
+//! A node: one process's part in the system. It exposes a service, and calls others.
+//!
+//! Owns the name, the registration, and the clients by service. It must never handle a call itself. Look next at
+//! [`crate::server`] for what is exposed and [`crate::client`] for what is called.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::builder::Builder;
+use crate::client::{Arguments, Call, Channel, First, Identity, Items, Pool, TypedClient};
+use crate::options::Options;
+use crate::registry::{Instance, Registration, RegistrationState, Registry, RegistryError};
+use crate::server::Server;
+use crate::service::Service;
+use crate::status::Status;
+
+/// One process's part in the system. Cheap to clone; all clones are the same node.
+///
+/// A node that exposes nothing is a client and registers nothing.
+#[derive(Clone)]
+pub struct Picom {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: Arc<str>,
+    incarnation: u64,
+    options: Options,
+    registry: Result<Arc<dyn Registry>, RegistryError>,
+    pools: Mutex<HashMap<Arc<str>, Arc<Pool>>>,
+    exposed: tokio::sync::Mutex<Option<Exposing>>,
+}
+
+struct Exposing {
+    server: Arc<Server>,
+    registration: Registration,
+}
+
+impl Picom {
+    /// A node with this name and every option at its default.
+    ///
+    /// The registry is what `PICOM_REGISTRY` says, else Consul at `CONSUL_HTTP_ADDR`, else Consul at 127.0.0.1:8500. Nothing is
+    /// connected yet; what is wrong with the name or the registry's settings is the error of the first use.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self::builder(name).finish()
+    }
+
+    /// Chooses options.
+    pub fn builder(name: impl Into<String>) -> Builder {
+        Builder::new(name.into())
+    }
+
+    pub(crate) fn from_parts(
+        name: String,
+        options: Options,
+        registry: Result<Arc<dyn Registry>, RegistryError>,
+    ) -> Self {
+        let registry = check_name(&name).and(registry);
+        let inner = Inner {
+            name: name.into(),
+            incarnation: fastrand::u64(1..),
+            options,
+            registry,
+            pools: Mutex::default(),
+            exposed: tokio::sync::Mutex::new(None),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// What is wrong with the name or the settings, if anything is.
+    pub(crate) fn problem(&self) -> Option<RegistryError> {
+        self.inner.registry.as_ref().err().cloned()
+    }
+
+    /// The node's name, which is the name of the service that it exposes.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Exposes a service: a generated server, a type marked with `#[picom::service]`, or [`Methods`](crate::Methods).
+    ///
+    /// When it returns, the listener is bound and the instance registered and passing. If the registry cannot be reached,
+    /// picom keeps trying, and the handle says so. A second `expose` adds methods to the same instance.
+    ///
+    /// # Errors
+    /// When a method's name is taken, the port is in use, or the service's name or the registry's settings are not
+    /// acceptable. Nothing has changed then.
+    pub async fn expose<S: Service>(&self, service: S) -> Result<Exposed, Status> {
+        let registry = self.registry()?;
+        let service: Arc<dyn Service> = Arc::new(service);
+        let mut exposed = self.inner.exposed.lock().await;
+        if let Some(exposing) = &*exposed {
+            exposing.server.add(service)?;
+            return Ok(Exposed::new(exposing));
+        }
+        let Inner { name, options, incarnation, .. } = &*self.inner;
+        let asked = SocketAddr::new(options.bind, options.port);
+        let server = Server::start(name, *incarnation, options.clone()).await.map_err(|error| {
+            Status::failed_precondition(format!("cannot listen on {asked}: {}", error.kind())).with_source(error)
+        })?;
+        server.add(service)?;
+        let instance = self.instance(server.local_addr());
+        let registration = registry.register(instance).await.map_err(refused)?;
+        if let RegistrationState::Retrying(reason) | RegistrationState::Denied(reason) = registration.state() {
+            tracing::warn!(service = %name, "not registered yet, and tried again: {reason}");
+        }
+        let exposing = exposed.insert(Exposing { server: Arc::new(server), registration });
+        Ok(Exposed::new(exposing))
+    }
+
+    fn instance(&self, local: SocketAddr) -> Instance {
+        let Inner { name, incarnation, options, .. } = &*self.inner;
+        let address = options.advertise.or((!local.ip().is_unspecified()).then(|| local.ip()));
+        Instance {
+            service: name.to_string(),
+            id: format!("{name}-{}-{incarnation:016x}", local.port()),
+            incarnation: *incarnation,
+            address,
+            port: local.port(),
+            weight: 1,
+            zone: None,
+            tags: Vec::new(),
+            meta: Default::default(),
+        }
+    }
+
+    /// A typed client of a service. Cheap; connects with the first call; all clients of one service share connections.
+    pub fn client<C: TypedClient>(&self, service: &str) -> C {
+        C::from_channel(self.channel(service))
+    }
+
+    /// Calls a method by name; the answer is a stream of `T`.
+    pub fn stream<T>(&self, service: &str, method: &str, args: impl Arguments) -> Call<impl Arguments, Items<T, Status>>
+    where
+        T: serde::de::DeserializeOwned + Send + 'static,
+    {
+        self.channel(service).call_by_name(method, args)
+    }
+
+    /// Calls a method by name; the answer is its first and only item. `.multiple()` collects all items,
+    /// `.body(stream)` sends a stream.
+    pub fn fetch<T>(&self, service: &str, method: &str, args: impl Arguments) -> Call<impl Arguments, First<T>>
+    where
+        T: serde::de::DeserializeOwned + Send + 'static,
+    {
+        self.channel(service).call_by_name(method, args)
+    }
+
+    /// A way to call one service.
+    pub fn channel(&self, service: &str) -> Channel {
+        let mut pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = pools.get(service) {
+            return Channel::new(Arc::clone(pool));
+        }
+        let service: Arc<str> = service.into();
+        let identity = Identity {
+            service: Arc::clone(&service),
+            node: Arc::clone(&self.inner.name),
+            incarnation: self.inner.incarnation,
+            options: self.inner.options.clone(),
+        };
+        let registry = check_name(&service).and_then(|()| self.inner.registry.clone());
+        let pool = Arc::new(Pool::new(identity, registry));
+        pools.insert(service, Arc::clone(&pool));
+        Channel::new(pool)
+    }
+
+    /// Leaves: deregisters, tells everyone connected to call elsewhere, finishes what runs, closes. Running calls finish, at
+    /// most within `drain_timeout`; what runs longer is cut, which the result says. Without anything exposed it returns at once.
+    ///
+    /// # Errors
+    /// [`Code::Aborted`](crate::Code::Aborted) when calls had to be cut. Everything is closed all the same.
+    pub async fn end(&self) -> Result<(), Status> {
+        let Some(Exposing { server, registration }) = self.inner.exposed.lock().await.take() else { return Ok(()) };
+        if let Err(error) = registration.leave().await {
+            tracing::warn!(service = %self.inner.name, %error, "could not deregister; the registry will find out by itself");
+        }
+        server.drain();
+        tokio::time::sleep(self.inner.options.drain_delay).await;
+        let cut = server.finish().await.cut_calls;
+        if cut > 0 {
+            let limit = self.inner.options.drain_timeout;
+            return Err(Status::aborted(format!("{cut} calls were still running after {limit:?} and were cut")));
+        }
+        Ok(())
+    }
+
+    fn registry(&self) -> Result<Arc<dyn Registry>, Status> {
+        self.inner.registry.clone().map_err(refused)
+    }
+}
+
+impl fmt::Debug for Picom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Picom").field("name", &self.inner.name).finish_non_exhaustive()
+    }
+}
+
+fn refused(error: RegistryError) -> Status {
+    Status::invalid_argument(error.to_string()).with_source(error)
+}
+
+/// Consul and DNS take letters, digits and dashes, at most 63 of them; a name that only some registries take is no name.
+fn check_name(name: &str) -> Result<(), RegistryError> {
+    const MAX_NAME: usize = 63;
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let inner = !name.starts_with('-') && !name.ends_with('-');
+    if !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(legal) && inner {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(MAX_NAME).flat_map(char::escape_default).collect();
+    Err(RegistryError::Invalid(format!(
+        "illegal service name \"{shown}\": a name is 1 to {MAX_NAME} ASCII letters, digits and dashes, with no dash at either end"
+    )))
+}
+
+/// What was exposed. Dropping it changes nothing; [`Picom::end`] takes the service back.
+#[derive(Clone, Debug)]
+pub struct Exposed {
+    local: SocketAddr,
+    states: watch::Receiver<RegistrationState>,
+}
+
+impl Exposed {
+    fn new(exposing: &Exposing) -> Self {
+        Self { local: exposing.server.local_addr(), states: exposing.registration.states() }
+    }
+
+    /// Where it listens; the port is the one that callers use.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Whether the registry has taken the instance, and why not.
+    pub fn state(&self) -> RegistrationState {
+        self.states.borrow().clone()
+    }
+
+    /// Waits for the next change of [`Exposed::state`]. Cancel safe. Waits for ever once the service was taken back.
+    pub async fn changed(&mut self) -> RegistrationState {
+        if self.states.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        self.states.borrow_and_update().clone()
+    }
+}

@@ -1,0 +1,104 @@
+//! Every option of a node, with its default, its unit and its reason.
+//!
+//! Owns the numbers. It must never act on them: each is read in the room that it limits. Look next at
+//! [`Builder`](crate::Builder) for how users set them.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// How often a call is tried again on other hosts after the first attempt, where that is safe.
+pub const RETRIES: u32 = 3;
+/// Most attempts of one call, whatever `retries` says: gRPC caps at five as well.
+pub const MAX_ATTEMPTS: u32 = 5;
+/// Deadline of a call over all attempts when neither call, method nor context names one. Calls that stream have none,
+/// but see [`STREAM_IDLE`].
+pub const DEADLINE: Duration = Duration::from_secs(30);
+/// A streaming call ends when it has waited for its peer this long and nothing of it moved either way.
+pub const STREAM_IDLE: Duration = Duration::from_secs(60);
+/// How long a first call waits for a first instance (never longer than its own deadline).
+pub const RESOLVE_WAIT: Duration = Duration::from_secs(5);
+/// How long connecting and shaking hands with one endpoint may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a peer that connected may take until it has said hello.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest message that is accepted, in bytes: 4 MiB, as tonic's.
+pub const MAX_MESSAGE: usize = 4 << 20;
+/// Most items that `multiple()` collects.
+pub const COLLECT_LIMIT: usize = 100_000;
+/// Most calls that one connection may have open at the server.
+pub const MAX_CALLS: u16 = 1024;
+/// Most bytes that one connection may have in messages that are still being put together from many frames.
+pub const MAX_ASSEMBLY: usize = 64 << 20;
+/// First credit of each stream in bytes. Measured on loopback, 256 KiB reaches full bandwidth; a quarter costs two
+/// thirds of it, and four times as much brings nothing.
+pub const STREAM_WINDOW: u32 = 256 << 10;
+/// First credit of a connection in bytes: 32 unread streams do not stop the others.
+pub const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Most connections that a server accepts.
+pub const MAX_CONNECTIONS: usize = 10_000;
+/// Most connections that a server accepts from one address.
+pub const MAX_CONNECTIONS_PER_PEER: usize = 1_000;
+/// Most connections that have not yet said hello; one more ends the oldest of them.
+pub const MAX_HANDSHAKES: usize = 256;
+/// A client closes a connection that had no call for this long; the server waits a minute longer, so that the client,
+/// which knows whether it is about to call, closes first.
+pub const CLIENT_IDLE_CLOSE: Duration = Duration::from_secs(240);
+/// See [`CLIENT_IDLE_CLOSE`].
+pub const SERVER_IDLE_CLOSE: Duration = Duration::from_secs(300);
+/// How long `end()` keeps accepting after it has deregistered and the registry has confirmed it, while lists elsewhere turn
+/// over. Whoever is connected is told at once, and a refused connection is tried elsewhere, so this only spares attempts.
+pub const DRAIN_DELAY: Duration = Duration::from_millis(250);
+/// How long `end()` lets running calls finish before it cuts them.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The options of one node; see [`Builder`](crate::Builder) for what each means.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) port: u16,
+    pub(crate) bind: IpAddr,
+    pub(crate) advertise: Option<IpAddr>,
+    pub(crate) retries: u32,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) stream_idle: Option<Duration>,
+    pub(crate) resolve_wait: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) max_message: usize,
+    pub(crate) collect_limit: usize,
+    pub(crate) max_calls: u16,
+    pub(crate) max_assembly: usize,
+    pub(crate) stream_window: u32,
+    pub(crate) connection_window: u32,
+    pub(crate) max_connections: usize,
+    pub(crate) max_connections_per_peer: usize,
+    pub(crate) max_handshakes: usize,
+    pub(crate) drain_delay: Duration,
+    pub(crate) drain_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            port: 0,
+            bind: IpAddr::from([0, 0, 0, 0]),
+            advertise: None,
+            retries: RETRIES,
+            deadline: Some(DEADLINE),
+            stream_idle: Some(STREAM_IDLE),
+            resolve_wait: RESOLVE_WAIT,
+            connect_timeout: CONNECT_TIMEOUT,
+            handshake_timeout: HANDSHAKE_TIMEOUT,
+            max_message: MAX_MESSAGE,
+            collect_limit: COLLECT_LIMIT,
+            max_calls: MAX_CALLS,
+            max_assembly: MAX_ASSEMBLY,
+            stream_window: STREAM_WINDOW,
+            connection_window: CONNECTION_WINDOW,
+            max_connections: MAX_CONNECTIONS,
+            max_connections_per_peer: MAX_CONNECTIONS_PER_PEER,
+            max_handshakes: MAX_HANDSHAKES,
+            drain_delay: DRAIN_DELAY,
+            drain_timeout: DRAIN_TIMEOUT,
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Messages into a body: packing items while their source is ready.
+//!
+//! Owns the step from items to frames on both sides of a call: many small items leave in one piece, long bytes leave by
+//! reference. It must never choose a connection. Look next at [`crate::body`] for the other direction.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use futures::Stream;
+use futures::stream::BoxStream;
+use serde::Serialize;
+
+use crate::message::{self, MessageError};
+use crate::proto::SendState;
+use crate::status::Status;
+use crate::transport::link::{Link, Over};
+use crate::wire::{self, StreamId, WireStatus};
+
+/// Bytes gathered before they are handed to the connection while a source keeps having items ready.
+const PACK: usize = 16 << 10;
+/// Bodies of at least this length are handed on by reference; shorter ones are cheaper to copy.
+const BY_REFERENCE: usize = 2 << 10;
+
+/// Whether bytes of this length are better handed on by reference than copied.
+pub(crate) fn by_reference(len: usize) -> bool {
+    len >= BY_REFERENCE
+}
+
+/// A body ready to be sent: pieces that consist of whole messages, or an error that ends it.
+pub(crate) type Pieces = BoxStream<'static, Result<Bytes, WireStatus>>;
+
+/// Turns items into pieces of a body. A piece is handed on when the source has no item ready or enough have gathered.
+pub(crate) struct Packed<S> {
+    items: Pin<Box<S>>,
+    packed: BytesMut,
+    /// Bytes whose header has just been handed on.
+    follows: Option<Bytes>,
+    /// How the source ended, to be told once what is packed has left.
+    end: Option<Result<(), WireStatus>>,
+    limit: u64,
+}
+
+impl<S> Packed<S> {
+    /// Packs `items`, each at most `limit` bytes long.
+    pub(crate) fn new(items: S, limit: u64) -> Self {
+        Self { items: Box::pin(items), packed: BytesMut::new(), follows: None, end: None, limit }
+    }
+
+    fn take(&mut self) -> Bytes {
+        self.packed.split().freeze()
+    }
+
+    /// Packs one item. Says whether the piece has to leave now.
+    fn push<T: Serialize + 'static>(&mut self, item: &T) -> Result<bool, WireStatus> {
+        if self.packed.capacity() == 0 {
+            // Small at first: many streams carry a few items only.
+            self.packed.reserve(PACK / 64);
+        } else if self.packed.capacity() < PACK / 4 {
+            self.packed.reserve(2 * PACK);
+        }
+        let before = self.packed.len();
+        if let Some(bytes) = message::as_shared_bytes(item).filter(|bytes| by_reference(bytes.len())) {
+            self.check(bytes.len())?;
+            put_bytes_header(bytes.len(), &mut self.packed).map_err(|error| cannot_encode(&error))?;
+            self.follows = Some(bytes.clone());
+            return Ok(true);
+        }
+        let len = match wire::encode_message(&mut self.packed, |out| message::encode(item, out)) {
+            Ok(len) => len,
+            Err(error) => {
+                self.packed.truncate(before);
+                return Err(cannot_encode(&error));
+            }
+        };
+        if let Err(status) = self.check(len) {
+            self.packed.truncate(before);
+            return Err(status);
+        }
+        Ok(self.packed.len() >= PACK)
+    }
+
+    fn check(&self, len: usize) -> Result<(), WireStatus> {
+        if len as u64 <= self.limit {
+            return Ok(());
+        }
+        let text =
+            format!("an item of {len} bytes exceeds the peer's limit of {}; raise `max_message` there", self.limit);
+        Err(WireStatus::from(&Status::resource_exhausted(text)))
+    }
+}
+
+fn cannot_encode(error: &MessageError) -> WireStatus {
+    WireStatus::from(&Status::internal(format!("an item cannot be encoded: {error}")))
+}
+
+impl<S, T> Stream for Packed<S>
+where
+    S: Stream<Item = Result<T, WireStatus>>,
+    T: Serialize + 'static,
+{
+    type Item = Result<Bytes, WireStatus>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        if let Some(bytes) = this.follows.take() {
+            return Poll::Ready(Some(Ok(bytes)));
+        }
+        while this.end.is_none() {
+            match this.items.as_mut().poll_next(cx) {
+                Poll::Pending if this.packed.is_empty() => return Poll::Pending,
+                Poll::Pending => return Poll::Ready(Some(Ok(this.take()))),
+                Poll::Ready(None) => this.end = Some(Ok(())),
+                Poll::Ready(Some(Err(status))) => this.end = Some(Err(status)),
+                Poll::Ready(Some(Ok(item))) => match this.push(&item) {
+                    Ok(false) => {}
+                    Ok(true) => return Poll::Ready(Some(Ok(this.take()))),
+                    Err(status) => this.end = Some(Err(status)),
+                },
+            }
+        }
+        if !this.packed.is_empty() {
+            return Poll::Ready(Some(Ok(this.take())));
+        }
+        match this.end.replace(Ok(())) {
+            Some(Err(status)) => Poll::Ready(Some(Err(status))),
+            _ => Poll::Ready(None),
+        }
+    }
+}
+
+/// Sends every piece, waiting while the connection has no room; returns early when nobody wants more. `Err` is what the
+/// other side has to be told.
+pub(crate) async fn send_all(
+    link: &Link,
+    id: StreamId,
+    mut pieces: Pin<&mut (impl Stream<Item = Result<Bytes, WireStatus>> + ?Sized)>,
+) -> Result<(), WireStatus> {
+    loop {
+        let piece = std::future::poll_fn(|cx| {
+            if let Poll::Ready(piece) = pieces.as_mut().poll_next(cx) {
+                return Poll::Ready(piece);
+            }
+            // A source that is slow to have the next item must not keep a call alive that is over.
+            ready!(link.poll_over(id, cx));
+            Poll::Ready(None)
+        });
+        match piece.await {
+            None => return Ok(()),
+            Some(Err(status)) => return Err(status),
+            Some(Ok(piece)) => match link.send(id, piece) {
+                Ok(SendState::More) => {}
+                Ok(SendState::Full) => link.writable(id).await,
+                Err(_) => return Ok(()),
+            },
+        }
+    }
+}
+
+/// Queues one message of bytes by reference.
+pub(crate) fn send_bytes(link: &Link, id: StreamId, bytes: Bytes) -> Result<SendState, Over> {
+    let mut header = BytesMut::with_capacity(2 * wire::LONG_PREFIX);
+    // Bytes that a header cannot announce were refused by the limit on messages before.
+    if put_bytes_header(bytes.len(), &mut header).is_err() {
+        return Err(Over);
+    }
+    link.send(id, header.freeze())?;
+    link.send(id, bytes)
+}
+
+/// Appends the prefix and the `bin` header of a message of `len` bytes; the bytes themselves follow.
+fn put_bytes_header(len: usize, out: &mut BytesMut) -> Result<(), MessageError> {
+    let mut header = BytesMut::with_capacity(wire::LONG_PREFIX);
+    message::put_bin_header(len, &mut header)?;
+    wire::put_prefix(out, header.len() + len);
+    out.extend_from_slice(&header);
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use futures::{StreamExt, stream};
+
+    async fn pieces<T: Serialize + 'static>(items: Vec<T>) -> Vec<Bytes> {
+        let items = stream::iter(items.into_iter().map(Ok::<_, WireStatus>));
+        Packed::new(items, u64::MAX).map(Result::unwrap).collect().await
+    }
+
+    #[tokio::test]
+    async fn items_that_are_ready_leave_in_one_piece() {
+        assert_eq!(pieces(vec![1u8, 2, 3]).await, [&[1, 1, 1, 2, 1, 3][..]]);
+        assert!(pieces(Vec::<u8>::new()).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn long_bytes_leave_by_reference_behind_their_header() {
+        let bytes = Bytes::from(vec![9; BY_REFERENCE]);
+        let pieces = pieces(vec![bytes.clone(), Bytes::from_static(b"x")]).await;
+        assert_eq!(pieces.len(), 3);
+        assert_eq!(pieces[1].as_ptr(), bytes.as_ptr(), "the bytes were copied");
+    }
+
+    #[tokio::test]
+    async fn what_was_packed_leaves_before_the_error() {
+        let items = stream::iter([Ok(1u8), Err(WireStatus::from(&Status::aborted("enough")))]);
+        let mut packed = Packed::new(items, u64::MAX);
+        assert_eq!(packed.next().await.unwrap().unwrap(), [1, 1][..]);
+        assert!(packed.next().await.unwrap().is_err());
+        assert!(packed.next().await.is_none());
+    }
+}

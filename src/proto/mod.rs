@@ -1,0 +1,41 @@
+//! The connection as a pure state machine: bytes and times in, bytes and events out.
+//!
+//! Owns the meaning of frames: handshake, stream table, credit, budgets, liveness, scheduling, drain. It must never touch a
+//! socket, a task, a waker or a clock; whoever drives it passes bytes and `Instant`s and carries its events. That makes
+//! every interleaving reproducible. The rooms inside:
+//!
+//! - [`connection`]: the machine itself and its end; [`receive`] and [`transmit`]: bytes in and out; [`timers`]: what time
+//!   does; [`client`] and [`server`]: what each side adds
+//! - [`streams`]: the table; [`recv`]: the incoming body of a stream; [`send`]: the outgoing one; [`outbox`] and
+//!   [`batch`]: small frames and what one write takes
+//! - [`credit`], [`budget`], [`keepalive`], [`names`], [`handshake`]: one rule each
+//! - [`config`], [`event`], [`error`]: what it says to the layers above
+
+mod batch;
+mod budget;
+mod client;
+mod config;
+mod connection;
+mod credit;
+mod error;
+mod event;
+mod handshake;
+mod keepalive;
+mod names;
+mod outbox;
+mod receive;
+mod recv;
+mod send;
+mod server;
+mod streams;
+#[cfg(test)]
+mod tests;
+mod timers;
+mod transmit;
+
+pub(crate) use crate::wire::{CloseReason, Refusal};
+pub(crate) use batch::Batch;
+pub(crate) use config::{Config, Side};
+pub(crate) use connection::Connection;
+pub(crate) use error::{Error, OpenError, SendError};
+pub(crate) use event::{Event, Failure, MethodRef, Open, Peer, Read, SendState};

@@ -1,0 +1,231 @@
+//! Small frames that wait to be written, in the order of the wire.
+//!
+//! Owns the buffer into which heads and short messages are encoded in place. A closure that fails or panics leaves
+//! no trace: what was committed is remembered, and the rest is cut off before the next use. It must never hold a long
+//! body: those are handed back to `send.rs`, the place to look next.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::wire::frame::put_frame;
+use crate::wire::prefix::encode_message;
+use crate::wire::{Flags, HEADER, Header, Kind, StreamId};
+
+/// Longest frame, in bytes, that goes here rather than to a stream's own queue: such a frame delays the ones behind it
+/// by microseconds.
+pub(super) const SMALL_FRAME: usize = 4096;
+
+/// How many bytes may wait before no call is opened and nothing more is received: a peer that does not read must
+/// not make this side grow.
+pub(super) const CONGESTED: usize = 1024 * 1024;
+
+/// Length, in bytes, from which an encoded message is cut out of the buffer rather than copied: the buffer's
+/// allocation then goes with it.
+pub(super) const CUT_OUT: usize = 16 * 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    bytes: BytesMut,
+    /// Whole frames; what is behind them was left by a closure that did not come to its end.
+    committed: usize,
+    /// The frame at the very end, if body bytes may still be added to it.
+    tail: Option<(StreamId, usize)>,
+}
+
+/// Where a message went.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Placed {
+    /// Into the frame.
+    Frame,
+    /// Nowhere yet: it is too long for a small frame. The prefix is included.
+    Body(Bytes),
+}
+
+/// Why a message was not taken; the buffer is as before.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum PlaceError<E> {
+    Encode(E),
+    TooLarge(usize),
+}
+
+impl Outbox {
+    pub(super) fn is_empty(&self) -> bool {
+        self.committed == 0
+    }
+
+    pub(super) fn is_congested(&self) -> bool {
+        self.committed >= CONGESTED
+    }
+
+    /// Where the next frame will begin.
+    pub(super) fn end(&self) -> usize {
+        self.committed
+    }
+
+    /// The frames, to be swapped for an empty buffer by [`super::Batch::begin`].
+    pub(super) fn take(&mut self) -> &mut BytesMut {
+        self.clean();
+        self.committed = 0;
+        self.tail = None;
+        &mut self.bytes
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.take().clear();
+    }
+
+    /// Appends a whole frame.
+    pub(super) fn frame(&mut self, kind: Kind, stream: StreamId, payload: &[u8]) {
+        self.put(|bytes| put_frame(bytes, kind, Flags::NONE, stream, payload));
+    }
+
+    /// Appends whole frames, or a preface.
+    pub(super) fn put(&mut self, put: impl FnOnce(&mut BytesMut)) {
+        self.clean();
+        put(&mut self.bytes);
+        self.commit();
+        self.tail = None;
+    }
+
+    /// Appends a frame with a head and no body bytes yet; [`extend`](Self::extend) and [`end_tail`](Self::end_tail)
+    /// may add to it as long as it is the last one.
+    pub(super) fn head(&mut self, kind: Kind, flags: Flags, stream: StreamId, head: impl FnOnce(&mut BytesMut)) {
+        let start = self.begin(kind, flags, stream, head);
+        self.seal(start);
+        self.tail = Some((stream, start));
+    }
+
+    /// Appends a frame with a head and one message. The frame ends the body if `end` says so and the message went in.
+    pub(super) fn message<E>(
+        &mut self,
+        (kind, flags, stream): (Kind, Flags, StreamId),
+        head: impl FnOnce(&mut BytesMut),
+        end: bool,
+        limit: usize,
+        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+    ) -> Result<Placed, PlaceError<E>> {
+        let before = self.tail;
+        let start = self.begin(kind, flags, stream, head);
+        let placed = match self.place(start, limit, encode) {
+            Ok(placed) => placed,
+            Err(error) => {
+                self.tail = before;
+                return Err(error);
+            }
+        };
+        self.tail = Some((stream, start));
+        if end && placed == Placed::Frame {
+            self.end_tail(stream);
+        }
+        Ok(placed)
+    }
+
+    /// Whether [`extend`](Self::extend) may be used for this stream.
+    pub(super) fn is_tail(&self, stream: StreamId) -> bool {
+        self.tail.is_some_and(|(tail, _)| tail == stream)
+    }
+
+    /// Adds a message to the last frame, which is of this stream.
+    pub(super) fn extend<E>(
+        &mut self,
+        stream: StreamId,
+        limit: usize,
+        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+    ) -> Result<Placed, PlaceError<E>> {
+        self.clean();
+        let start = match self.tail {
+            Some((tail, start)) if tail == stream => start,
+            // Not reached: callers ask `is_tail` first. An empty frame keeps what follows well-formed.
+            _ => self.begin(Kind::Data, Flags::NONE, stream, |_| ()),
+        };
+        self.place(start, limit, encode)
+    }
+
+    /// Lets the last frame end the body, if it is of this stream.
+    pub(super) fn end_tail(&mut self, stream: StreamId) -> bool {
+        match self.tail {
+            Some((tail, start)) if tail == stream => {
+                self.bytes[start + 3] |= Flags::END.0;
+                self.tail = None;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Removes the frame that begins there and says how long it was.
+    pub(super) fn remove(&mut self, start: usize) -> usize {
+        self.clean();
+        let len = match Header::parse(&self.bytes[start..]) {
+            Ok(Some(header)) => HEADER + header.len,
+            // Not reached: only whole frames of our own making are here.
+            _ => return 0,
+        };
+        self.bytes.copy_within(start + len.., start);
+        self.bytes.truncate(self.committed - len);
+        self.commit();
+        self.tail = match self.tail {
+            Some((stream, tail)) if tail > start => Some((stream, tail - len)),
+            Some((stream, tail)) if tail < start => Some((stream, tail)),
+            _ => None,
+        };
+        len
+    }
+
+    fn clean(&mut self) {
+        self.bytes.truncate(self.committed);
+    }
+
+    fn commit(&mut self) {
+        self.committed = self.bytes.len();
+    }
+
+    /// Writes a header without its length, and a head.
+    fn begin(&mut self, kind: Kind, flags: Flags, stream: StreamId, head: impl FnOnce(&mut BytesMut)) -> usize {
+        self.clean();
+        self.tail = None;
+        let start = self.committed;
+        self.bytes.put_slice(&Header { len: 0, kind, flags, stream }.bytes());
+        head(&mut self.bytes);
+        start
+    }
+
+    /// Encodes a message at the end of the frame that begins at `start`, or hands it back if it is too long for it.
+    fn place<E>(
+        &mut self,
+        start: usize,
+        limit: usize,
+        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+    ) -> Result<Placed, PlaceError<E>> {
+        let at = self.bytes.len();
+        let message = match encode_message(&mut self.bytes, encode) {
+            Ok(message) => message,
+            Err(error) => {
+                self.clean();
+                return Err(PlaceError::Encode(error));
+            }
+        };
+        if message > limit {
+            self.clean();
+            return Err(PlaceError::TooLarge(message));
+        }
+        let placed = if self.bytes.len() - start <= SMALL_FRAME {
+            Placed::Frame
+        } else if message >= CUT_OUT {
+            Placed::Body(self.bytes.split_off(at).freeze())
+        } else {
+            let body = Bytes::copy_from_slice(&self.bytes[at..]);
+            self.bytes.truncate(at);
+            Placed::Body(body)
+        };
+        self.seal(start);
+        Ok(placed)
+    }
+
+    /// Writes the length of the frame that begins at `start` and reaches to the end, and commits it.
+    fn seal(&mut self, start: usize) {
+        // Heads are at most 17 KiB and bodies are cut at `SMALL_FRAME`, so three bytes are enough.
+        let [_, len @ ..] = ((self.bytes.len() - start - HEADER) as u32).to_be_bytes();
+        self.bytes[start..start + 3].copy_from_slice(&len);
+        self.commit();
+    }
+}

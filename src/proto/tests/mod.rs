@@ -1,0 +1,5 @@
+//! Tests of the machine, by topic. Look at `support.rs` for how two machines are joined.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod basics;
+mod support;

@@ -1,0 +1,233 @@
+//! Bytes out: the next batch, and what is queued for it by either side.
+//!
+//! Owns the order of the wire: all small frames first, then a quantum of bulk in which streams take turns, one frame each.
+//! It must never let a frame pass one of the same stream. Look next at `outbox.rs` and `send.rs` for the two queues.
+
+use std::convert::Infallible;
+
+use bytes::{Bytes, BytesMut};
+
+use super::batch::Batch;
+use super::connection::{Connection, Phase};
+use super::error::SendError;
+use super::event::{Event, SendState};
+use super::outbox::{PlaceError, Placed};
+use super::send::{BY_REFERENCE, Ending, LOW};
+use super::streams::Sending;
+use crate::wire::StreamId;
+
+/// How many bytes of bulk one batch takes: what a small frame that comes right after it has to wait for, a quarter of a
+/// millisecond at 10 Gbit/s.
+pub(crate) const QUANTUM: usize = 256 * 1024;
+
+impl Connection {
+    /// Whether [`transmit`](Self::transmit) has something to give.
+    pub(crate) fn wants_transmit(&self) -> bool {
+        !self.outbox.is_empty() || self.bulk_can_go()
+    }
+
+    /// Fills an empty batch: all small frames, then a quantum of bulk. May produce events.
+    pub(crate) fn transmit(&mut self, batch: &mut Batch) {
+        if !batch.is_empty() {
+            return;
+        }
+        let congested = self.outbox.is_congested();
+        batch.begin(self.outbox.take());
+        self.batched = self.calls;
+        if congested {
+            self.offer_slot();
+        }
+        let mut left = QUANTUM;
+        while left > 0 && self.bulk_can_go() {
+            let Some(id) = self.turns.pop_front() else { break };
+            left = left.saturating_sub(self.turn(id, batch));
+        }
+    }
+
+    /// Some byte of the last batch was taken by the kernel; before that, its calls provably never ran.
+    pub(crate) fn wrote(&mut self) {
+        self.written = self.batched;
+    }
+
+    /// Server: so much waits to be written that nothing more should be received until it is. A client goes on receiving, so
+    /// that two sides never wait for each other.
+    pub(crate) fn is_congested(&self) -> bool {
+        !self.is_client() && self.outbox.is_congested()
+    }
+
+    /// Queues one more message. `Full` asks to wait for [`Event::Writable`] before the next one.
+    pub(crate) fn send<E>(
+        &mut self,
+        id: StreamId,
+        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+    ) -> Result<SendState, SendError<E>> {
+        self.check_sending(id)?;
+        let limit = self.message_limit();
+        if self.outbox.is_tail(id) && self.streams.get(id).is_some_and(|stream| stream.pending() == 0) {
+            // The head of this direction was not transmitted yet, and is the last frame so far.
+            match self.outbox.extend(id, limit, encode).map_err(|error| refused(error, limit))? {
+                Placed::Frame => Ok(SendState::More),
+                Placed::Body(message) => Ok(self.queue(id, message)),
+            }
+        } else {
+            let Some(body) = self.body(id) else { return Err(SendError::Over) };
+            body.outgoing.encode(limit, encode).map_err(|error| refused(error, limit))?;
+            Ok(self.queued(id))
+        }
+    }
+
+    /// Queues one more message that consists of `head` and `body`, the latter by reference if it is long.
+    pub(crate) fn send_bytes(
+        &mut self,
+        id: StreamId,
+        head: &[u8],
+        body: Bytes,
+    ) -> Result<SendState, SendError<Infallible>> {
+        if body.len() < BY_REFERENCE {
+            return self.send(id, |target| {
+                target.extend_from_slice(head);
+                target.extend_from_slice(&body);
+                Ok(())
+            });
+        }
+        self.check_sending(id)?;
+        let (len, limit) = (head.len() + body.len(), self.message_limit());
+        if len > limit {
+            return Err(SendError::TooLarge { len, limit });
+        }
+        let Some(stream) = self.body(id) else { return Err(SendError::Over) };
+        stream.outgoing.push_parts(head, body);
+        Ok(self.queued(id))
+    }
+
+    /// Queues messages that carry their prefixes already, or a part of them, by reference.
+    pub(crate) fn send_packed(&mut self, id: StreamId, packed: Bytes) -> Result<SendState, SendError<Infallible>> {
+        self.check_sending(id)?;
+        Ok(self.queue(id, packed))
+    }
+
+    /// Whether this side's direction of the stream goes on; asking counts as waiting for [`Event::Writable`], which also
+    /// tells that it is over.
+    pub(crate) fn is_sending(&mut self, id: StreamId) -> bool {
+        let Some(stream) = self.streams.get_mut(id) else { return false };
+        let open = stream.sending == Sending::Open;
+        stream.waiting |= open;
+        open
+    }
+
+    /// Whether the stream is still in the table.
+    pub(crate) fn is_open(&self, id: StreamId) -> bool {
+        self.streams.get(id).is_some()
+    }
+
+    /// Whether a sender should wait for [`Event::Writable`]; asking counts as waiting.
+    pub(crate) fn is_full(&mut self, id: StreamId) -> bool {
+        let Some(stream) = self.streams.get_mut(id) else { return false };
+        let full = stream.sending == Sending::Open && stream.body.as_ref().is_some_and(|body| body.outgoing.is_full());
+        stream.waiting |= full;
+        full
+    }
+
+    /// Ends this side's direction properly, behind what is pending.
+    pub(crate) fn finish(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(id).filter(|stream| stream.sending == Sending::Open) else { return };
+        if stream.pending() == 0 && self.outbox.end_tail(id) {
+            self.sending_ended(id);
+            return;
+        }
+        stream.sending = Sending::Ending;
+        if let Some(body) = self.body(id) {
+            body.outgoing.ending = Ending::End;
+        }
+        self.take_turn(id);
+    }
+
+    /// Queues an encoded message.
+    pub(super) fn queue(&mut self, id: StreamId, message: Bytes) -> SendState {
+        if let Some(body) = self.body(id) {
+            body.outgoing.push(message);
+        }
+        self.queued(id)
+    }
+
+    /// Lets a stream take turns if it has something to send, and the credit for it.
+    pub(super) fn take_turn(&mut self, id: StreamId) {
+        if self.phase != Phase::Ready {
+            return;
+        }
+        let Some(stream) = self.streams.get_mut(id) else { return };
+        let Some(body) = stream.body.as_deref_mut() else { return };
+        let outgoing = &mut body.outgoing;
+        if !outgoing.queued && outgoing.has_work() && outgoing.credit.get() >= outgoing.need() {
+            outgoing.queued = true;
+            self.turns.push_back(id);
+        }
+    }
+
+    /// This side's direction was ended in the order of the wire. On the server that is the end of the stream.
+    pub(super) fn sending_ended(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.sending = Sending::Ended;
+        }
+        if !self.is_client() {
+            self.free(id);
+        }
+    }
+
+    fn queued(&mut self, id: StreamId) -> SendState {
+        self.take_turn(id);
+        if self.is_full(id) { SendState::Full } else { SendState::More }
+    }
+
+    fn check_sending<E>(&self, id: StreamId) -> Result<(), SendError<E>> {
+        let open = self.phase == Phase::Ready;
+        match self.streams.get(id) {
+            Some(stream) if open && stream.sending == Sending::Open => Ok(()),
+            _ => Err(SendError::Over),
+        }
+    }
+
+    /// Whether the stream whose turn it is can send: it has credit of its own, or would not be there.
+    fn bulk_can_go(&self) -> bool {
+        let next = self.turns.front().and_then(|id| self.streams.get(*id)).and_then(|stream| stream.body.as_ref());
+        next.is_some_and(|body| self.credit.get() >= body.outgoing.need())
+    }
+
+    /// Gives one stream its turn and says how many bytes it took.
+    fn turn(&mut self, id: StreamId, batch: &mut Batch) -> usize {
+        let Some(stream) = self.streams.get_mut(id) else { return 0 };
+        stream.moved();
+        let Some(body) = stream.body.as_deref_mut() else { return 0 };
+        let outgoing = &mut body.outgoing;
+        outgoing.queued = false;
+        let len = outgoing.emit(id, &mut self.credit, batch);
+        let mut ended = stream.sending == Sending::Ending && outgoing.pending() == 0;
+        if ended {
+            match &mut outgoing.ending {
+                Ending::Status(frame) => {
+                    batch.put(frame);
+                    outgoing.ending = Ending::Open;
+                }
+                Ending::Open => (),
+                Ending::End => ended = false,
+            }
+        }
+        if outgoing.pending() < LOW && std::mem::take(&mut stream.waiting) {
+            self.events.push_back(Event::Writable(id));
+        }
+        if ended {
+            self.sending_ended(id);
+        } else {
+            self.take_turn(id);
+        }
+        len.max(1)
+    }
+}
+
+/// Says why a message was not taken.
+pub(super) fn refused<E>(error: PlaceError<E>, limit: usize) -> SendError<E> {
+    match error {
+        PlaceError::Encode(error) => SendError::Encode(error),
+        PlaceError::TooLarge(len) => SendError::TooLarge { len, limit },
+    }
+}

@@ -1,0 +1,351 @@
+//! Keeps one instance registered.
+//!
+//! Owns one task per registration: register, pass, see it listed, beat, register again whatever happened, take back.
+//! Its steps follow each other in one task, so that no beat can be under way when the instance is taken back. It runs
+//! on the runtime that serves calls: when that one hangs, the beats must stop. Look next at `http.rs` for the calls.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::Group;
+use super::entries::{self, INCARNATION, ZONE};
+use super::http::{CALL_TIMEOUT, Read};
+use super::pace::{Backoff, LogGate, about, up_to};
+use super::trouble::{Kind, Trouble};
+use crate::registry::{Instance, Registration, RegistrationState, RegistryError};
+
+/// How often the instance is registered again although nothing seems wrong.
+const REREGISTER: Duration = Duration::from_secs(60);
+
+/// How long `register` waits for the outcome of the first attempt.
+const FIRST_OUTCOME: Duration = Duration::from_secs(5);
+
+/// From this TTL on there is room for a lost beat on a busy machine.
+const COMFORTABLE_TTL: Duration = Duration::from_secs(3);
+
+/// How long a pause for lack of rights becomes.
+const DENIED_CAP: Duration = Duration::from_secs(60);
+
+/// How often it is tried to take the instance back.
+const LEAVE_TRIES: u32 = 3;
+
+/// How long after that its disappearance from the list is waited for.
+const VANISH: Duration = Duration::from_secs(2);
+
+/// The looks at the list after which a registration that is not there counts as trouble: about 1.3 s.
+const PATIENT_LOOKS: u32 = 6;
+
+/// Starts the task and waits for the outcome of its first attempt, at most 5 s.
+pub(super) async fn start(group: Arc<Group>, instance: &Instance) -> Result<Registration, RegistryError> {
+    let body = body(&group, instance)?;
+    let ttl = group.api.settings.ttl;
+    if ttl < COMFORTABLE_TTL {
+        tracing::warn!(?ttl, "with a TTL under 3 s a busy machine may look dead");
+    }
+    let waiting = format!("{} has not answered yet", group.api.describe());
+    let (state, states) = watch::channel(RegistrationState::Retrying(waiting));
+    let (first, outcome) = oneshot::channel();
+    let stop = CancellationToken::new();
+    let registrar = Registrar {
+        service: instance.service.clone(),
+        id: instance.id.clone(),
+        check_id: check_id(&instance.id),
+        body,
+        ttl,
+        state,
+        first: Some(first),
+        unknown: true,
+        due: Instant::now(),
+        reregister_at: Instant::now(),
+        look_at: None,
+        looks: 0,
+        failures: Backoff::new(Duration::from_millis(250), (ttl / 3).min(Duration::from_secs(10))),
+        denials: Backoff::new(Duration::from_secs(1), DENIED_CAP),
+        denied: false,
+        gate: LogGate::default(),
+        group,
+    };
+    let guard = stop.clone().drop_guard();
+    let task = tokio::spawn(registrar.run(stop));
+    let registration = Registration::new(states, move || {
+        drop(guard);
+        Box::pin(async move {
+            task.await.unwrap_or_else(|error| Err(RegistryError::Unreachable(format!("not taken back: {error}"))))
+        })
+    });
+    match timeout(FIRST_OUTCOME, outcome).await {
+        Ok(Ok(Err(refusal))) => Err(refusal),
+        _ => Ok(registration),
+    }
+}
+
+fn check_id(id: &str) -> String {
+    // What Consul would call it by itself; but it would number it as soon as there is another check.
+    format!("service:{id}")
+}
+
+/// What Consul is told of the instance. Consul refuses fields that it does not know.
+fn body(group: &Group, instance: &Instance) -> Result<Value, RegistryError> {
+    let mut meta: BTreeMap<&str, String> = instance.meta.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+    meta.insert(INCARNATION, format!("{:016x}", instance.incarnation));
+    if let Some(zone) = &instance.zone {
+        meta.insert(ZONE, zone.clone());
+    }
+    let legal_key = |key: &str| {
+        (1..=128).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    if meta.len() > 64 || !meta.iter().all(|(key, value)| legal_key(key) && value.len() <= 512) {
+        return Err(RegistryError::Invalid(format!(
+            "service {:?}: consul holds at most 62 pairs of meta and a zone, with keys of 1 to 128 letters, digits, - \
+             and _, and values of up to 512 bytes",
+            instance.service
+        )));
+    }
+    let settings = &group.api.settings;
+    let milliseconds = |time: Duration| format!("{}ms", time.as_millis());
+    // Left empty, it means the address of the agent's machine.
+    let address = instance.address.filter(|ip| !ip.is_unspecified()).map_or_else(String::new, |ip| ip.to_string());
+    Ok(json!({
+        "ID": instance.id,
+        "Name": instance.service,
+        "Address": address,
+        "Port": instance.port,
+        "Tags": instance.tags,
+        "Meta": meta,
+        "Weights": { "Passing": instance.weight, "Warning": 1 },
+        "Check": {
+            "CheckID": check_id(&instance.id),
+            "Name": format!("{} lives", instance.service),
+            "TTL": milliseconds(settings.ttl),
+            "Status": "passing",
+            "DeregisterCriticalServiceAfter": milliseconds(settings.deregister_after()),
+        },
+    }))
+}
+
+struct Registrar {
+    group: Arc<Group>,
+    service: String,
+    id: String,
+    check_id: String,
+    body: Value,
+    ttl: Duration,
+    state: watch::Sender<RegistrationState>,
+    /// Told once, when the first attempt has an outcome.
+    first: Option<oneshot::Sender<Result<(), RegistryError>>>,
+    /// Whether the agent may not know the instance.
+    unknown: bool,
+    /// When the next beat or attempt is to be made.
+    due: Instant,
+    reregister_at: Instant,
+    /// When to look next whether the instance is listed; `None` once it was.
+    look_at: Option<Instant>,
+    looks: u32,
+    failures: Backoff,
+    denials: Backoff,
+    /// Whether the last step was refused for lack of rights, so that another token is worth a step.
+    denied: bool,
+    gate: LogGate,
+}
+
+impl Registrar {
+    /// Until stopped; then takes the instance back. A step that has begun is waited for, because a request that the
+    /// agent handles late would bring the instance back.
+    async fn run(mut self, stop: CancellationToken) -> Result<(), RegistryError> {
+        let mut tokens = self.group.api.tokens();
+        loop {
+            let look_at = self.look_at.filter(|at| *at <= self.due);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = sleep_until(look_at.unwrap_or(self.due)) => {}
+                _ = tokens.changed(), if self.denied => {}
+            }
+            self.denied = false;
+            let step = if look_at.is_some() { self.look().await } else { self.beat().await };
+            if let Err(trouble) = step {
+                if trouble.kind == Kind::Refused && self.first.is_some() {
+                    self.settle(Err(RegistryError::Invalid(trouble.text)));
+                    return Ok(());
+                }
+                self.failed(trouble);
+            }
+        }
+        let outcome = self.leave().await;
+        self.state.send_replace(RegistrationState::Left);
+        outcome
+    }
+
+    /// A sign of life, with a registration before or after it if one is due.
+    async fn beat(&mut self) -> Result<(), Trouble> {
+        let api = &self.group.api;
+        let quick = (self.ttl / 6).min(CALL_TIMEOUT);
+        let patient = (self.ttl / 3).clamp(Duration::from_secs(1), CALL_TIMEOUT);
+        if self.unknown {
+            api.register(&self.body, patient).await?;
+        }
+        api.pass(&self.check_id, quick).await?;
+        let now = Instant::now();
+        if self.unknown {
+            self.unknown = false;
+            self.look_at = Some(now);
+            self.looks = 0;
+            self.reregister_at = next_reregister();
+        }
+        self.due = now + about(self.ttl / 3);
+        self.failures.reset();
+        self.denials.reset();
+        if now >= self.reregister_at {
+            self.reregister_at = next_reregister();
+            api.register(&self.body, patient).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether others can see the instance: an agent without a leader takes it too, but nobody learns of it.
+    async fn look(&mut self) -> Result<(), Trouble> {
+        self.looks += 1;
+        let timeout = (self.ttl / 3).min(CALL_TIMEOUT);
+        let api = &self.group.api;
+        let hidden = match api.health(&self.service, Read::Own, timeout).await {
+            Ok(health) if entries::shows_passing(&health.entries, &self.id) => {
+                self.registered();
+                return Ok(());
+            }
+            Ok(health) => {
+                self.looks >= PATIENT_LOOKS
+                    && health.entries.is_empty()
+                    && (health.filtered || api.checks_rights().await)
+            }
+            Err(trouble) if trouble.kind == Kind::Denied => true,
+            Err(trouble) => {
+                self.look_again();
+                self.not_seen(trouble.text);
+                return Ok(());
+            }
+        };
+        if hidden {
+            tracing::debug!(service = self.service, "the token may register but not read: not seen in consul's list");
+            self.registered();
+            return Ok(());
+        }
+        self.look_again();
+        if self.looks >= PATIENT_LOOKS {
+            let text = format!("{} has taken the registration but does not list it", self.group.api.describe());
+            self.not_seen(text);
+        }
+        Ok(())
+    }
+
+    fn look_again(&mut self) {
+        let pause = Duration::from_millis(20 << self.looks.min(6));
+        self.look_at = Some(Instant::now() + about(pause));
+    }
+
+    fn not_seen(&mut self, text: String) {
+        self.become_state(RegistrationState::Retrying(text));
+        self.settle(Ok(()));
+    }
+
+    fn registered(&mut self) {
+        self.look_at = None;
+        self.become_state(RegistrationState::Registered);
+        self.settle(Ok(()));
+    }
+
+    /// Decides what a failed step means and when the next one is made.
+    fn failed(&mut self, trouble: Trouble) {
+        let pause = match trouble.kind {
+            Kind::Unknown if !self.unknown => {
+                self.lost();
+                self.become_state(RegistrationState::Retrying(trouble.text));
+                // A restarted agent hears from everybody at once, unless they spread.
+                self.due = Instant::now() + up_to(self.ttl / 6);
+                return;
+            }
+            Kind::Denied => {
+                self.lost();
+                self.denied = true;
+                self.group.api.reload_token();
+                self.become_state(RegistrationState::Denied(trouble.text));
+                self.denials.next()
+            }
+            // An agent that forgets what it was just told is in trouble of another kind.
+            Kind::Unknown | Kind::Limited | Kind::Refused | Kind::Failed => {
+                let pause = self.failures.next();
+                // One lost beat is nothing; two may mean that the agent has lost its memory.
+                if self.unknown || self.failures.tries() >= 2 {
+                    self.lost();
+                    self.become_state(RegistrationState::Retrying(trouble.text));
+                }
+                pause
+            }
+        };
+        self.due = Instant::now() + about(pause);
+        self.settle(Ok(()));
+    }
+
+    /// The agent may have forgotten the instance: nothing seen in the list counts before it is registered again.
+    fn lost(&mut self) {
+        self.unknown = true;
+        self.look_at = None;
+    }
+
+    /// Shows the state, and logs a change of its kind at once but a change of its words once a minute.
+    fn become_state(&mut self, state: RegistrationState) {
+        let same = std::mem::discriminant(&*self.state.borrow()) == std::mem::discriminant(&state);
+        if !same || self.gate.open() {
+            let (service, id) = (&self.service, &self.id);
+            match &state {
+                RegistrationState::Registered => tracing::info!(service, id, "registered"),
+                RegistrationState::Retrying(why) => tracing::warn!(service, id, why, "not registered, trying again"),
+                RegistrationState::Denied(why) => tracing::error!(service, id, why, "not allowed to register"),
+                RegistrationState::Left => {}
+            }
+        }
+        self.state.send_if_modified(|current| {
+            let changed = *current != state;
+            *current = state;
+            changed
+        });
+    }
+
+    fn settle(&mut self, outcome: Result<(), RegistryError>) {
+        if let Some(first) = self.first.take() {
+            // Nobody listens any more after 5 s; the state tells the rest.
+            let _ = first.send(outcome);
+        }
+    }
+
+    async fn leave(&self) -> Result<(), RegistryError> {
+        let api = &self.group.api;
+        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(1));
+        while let Err(trouble) = api.deregister(&self.id).await {
+            if backoff.tries() + 1 >= LEAVE_TRIES || trouble.kind == Kind::Denied {
+                return Err(RegistryError::Unreachable(trouble.text));
+            }
+            sleep(about(backoff.next())).await;
+        }
+        // Watchers learn of it when the list does; a caller who leaves to stop serving wants to wait for that.
+        let vanished = async {
+            while let Ok(health) = api.health(&self.service, Read::Own, VANISH).await {
+                if !entries::shows(&health.entries, &self.id) {
+                    return;
+                }
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let _ = timeout(VANISH, vanished).await;
+        Ok(())
+    }
+}
+
+fn next_reregister() -> Instant {
+    Instant::now() + REREGISTER.mul_f64(0.8 + 0.4 * fastrand::f64())
+}

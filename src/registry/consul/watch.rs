@@ -1,0 +1,256 @@
+//! Keeps the list of one service up to date.
+//!
+//! Owns the loop of blocking queries, the rules of their index, and what is believed of an answer. It must never
+//! lose a list that was good because of an answer that is not. Look next at `entries.rs` for one answer, and at
+//! `../feed.rs` for who runs this and for how long.
+
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::Group;
+use super::entries;
+use super::http::{CALL_TIMEOUT, Health, Read};
+use super::pace::{Backoff, Bucket, LogGate, about, up_to};
+use super::trouble::{Kind, Trouble};
+use crate::registry::feed::Publisher;
+use crate::registry::{Endpoint, Freshness, Tier};
+
+/// How often the list is read without waiting. It bounds any blindness of the blocking query, whatever its cause.
+const REREAD: Duration = Duration::from_secs(60);
+
+/// From when on a server without a leader is too far behind to be believed.
+const MAX_LAG: Duration = Duration::from_secs(30);
+
+/// The pause after a refusal for lack of rights, at its longest.
+const DENIED_CAP: Duration = Duration::from_secs(60);
+
+/// Runs until it is dropped.
+pub(super) async fn run(group: Arc<Group>, service: String, publisher: Publisher, refresh: Arc<Notify>) {
+    let watcher = Watcher {
+        group,
+        service,
+        publisher,
+        refresh,
+        bucket: Bucket::new(),
+        reread_at: Instant::now() + REREAD,
+        remembered_until: None,
+        empty_note: None,
+        rejected: BTreeSet::new(),
+        gate: LogGate::default(),
+        troubled: false,
+    };
+    watcher.run().await;
+}
+
+struct Watcher {
+    group: Arc<Group>,
+    service: String,
+    publisher: Publisher,
+    refresh: Arc<Notify>,
+    bucket: Bucket,
+    reread_at: Instant,
+    /// Set while the instances of a list that became empty are remembered.
+    remembered_until: Option<Instant>,
+    /// What there is to say about an empty list, once it has been found out.
+    empty_note: Option<Option<String>>,
+    /// What was wrong with the last list.
+    rejected: BTreeSet<String>,
+    gate: LogGate,
+    troubled: bool,
+}
+
+impl Watcher {
+    async fn run(mut self) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
+        let mut denied = Backoff::new(Duration::from_secs(1), DENIED_CAP);
+        let mut tokens = self.group.api.tokens();
+        // 0 means: read at once. Whatever is in doubt leads back to it, because a query with too high an index would
+        // sleep through every change.
+        let mut index = 0;
+        loop {
+            self.bucket.wait().await;
+            let outcome = match self.ask(index).await {
+                Ok(health) => {
+                    index = next_index(index, health.index);
+                    self.accept(health).await
+                }
+                Err(trouble) => Err(trouble),
+            };
+            match outcome {
+                Ok(()) => {
+                    self.recovered();
+                    backoff.reset();
+                    denied.reset();
+                }
+                Err(trouble) => {
+                    index = 0;
+                    self.report(&trouble);
+                    if trouble.kind == Kind::Denied {
+                        // Wishes to look again are not heard here: more questions do not make for more rights.
+                        self.group.api.reload_token();
+                        tokio::select! {
+                            () = sleep(about(denied.next())) => {}
+                            _ = tokens.changed() => {}
+                        }
+                    } else {
+                        tokio::select! {
+                            () = sleep(up_to(backoff.next())) => {}
+                            () = self.refresh.notified() => {}
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next answer: at once for index 0, else when something may have changed.
+    async fn ask(&mut self, index: u64) -> Result<Health, Trouble> {
+        if index == 0 {
+            return self.read_now().await;
+        }
+        let group = Arc::clone(&self.group);
+        let service = self.service.clone();
+        let mut query = pin!(group.api.health(&service, Read::StaleAfter(index), CALL_TIMEOUT));
+        loop {
+            let forget_at = self.remembered_until;
+            tokio::select! {
+                answer = &mut query => return answer,
+                () = self.refresh.notified() => {}
+                () = sleep_until(self.reread_at) => {}
+                () = sleep_until(forget_at.unwrap_or(self.reread_at)), if forget_at.is_some() => {
+                    self.forget();
+                    continue;
+                }
+            }
+            // The query goes on meanwhile: Consul would count an abandoned one until its wait ends.
+            self.bucket.wait().await;
+            let health = self.read_now().await?;
+            if health.index.max(1) < index {
+                return Ok(health);
+            }
+            self.accept(health).await?;
+        }
+    }
+
+    async fn read_now(&mut self) -> Result<Health, Trouble> {
+        self.reread_at = Instant::now() + about(REREAD);
+        self.group.api.health(&self.service, Read::Stale, CALL_TIMEOUT).await
+    }
+
+    /// Publishes what the answer says, as far as it can be believed.
+    async fn accept(&mut self, mut health: Health) -> Result<(), Trouble> {
+        if health.last_contact > MAX_LAG {
+            match self.group.api.health(&self.service, Read::Leader, CALL_TIMEOUT).await {
+                Ok(current) => health = current,
+                Err(trouble) => {
+                    if self.publisher.current().freshness == Freshness::Never {
+                        // An old list is better than none.
+                        self.publisher.stale(entries::parse(health.entries).endpoints, trouble.text.clone());
+                    }
+                    return Err(trouble);
+                }
+            }
+        }
+        let parsed = entries::parse(health.entries);
+        self.note_rejected(parsed.rejected);
+        if !parsed.endpoints.is_empty() {
+            self.remembered_until = None;
+            self.empty_note = None;
+            self.publisher.live(parsed.endpoints, None);
+            return Ok(());
+        }
+        let known = self.publisher.current();
+        if known.endpoints.is_empty() {
+            self.publish_empty();
+        } else {
+            self.remember(known.endpoints.iter().map(|endpoint| (**endpoint).clone()).collect());
+        }
+        if self.empty_note.is_none() {
+            // An answer that rights have emptied looks like any other; it must not look like "nobody is there".
+            let hidden = health.filtered || self.group.api.checks_rights().await;
+            self.empty_note = Some(hidden.then(|| self.note_on_rights()));
+            if self.remembered_until.is_none() {
+                self.publish_empty();
+            }
+        }
+        Ok(())
+    }
+
+    /// The list has become empty, which is how a restarted agent answers too: what was known is kept for a while.
+    fn remember(&mut self, known: Vec<Endpoint>) {
+        let grace = self.group.api.settings.stale_grace();
+        let until = *self.remembered_until.get_or_insert_with(|| Instant::now() + grace);
+        if until <= Instant::now() {
+            return self.forget();
+        }
+        let problem = format!(
+            "{} lists no instance of {:?} any more; the {} known before are remembered for {grace:?}",
+            self.group.api.describe(),
+            self.service,
+            known.len()
+        );
+        let known = known.into_iter().map(|endpoint| Endpoint { tier: Tier::Unhealthy, ..endpoint }).collect();
+        self.publisher.live(known, Some(problem));
+    }
+
+    fn forget(&mut self) {
+        self.remembered_until = None;
+        self.publish_empty();
+    }
+
+    fn publish_empty(&self) {
+        let rejected = self.rejected.first().map(|first| {
+            let number = self.rejected.len();
+            format!("{} lists {number} unusable entries of {:?}: {first}", self.group.api.describe(), self.service)
+        });
+        self.publisher.live(Vec::new(), rejected.or_else(|| self.empty_note.clone().flatten()));
+    }
+
+    fn note_on_rights(&self) -> String {
+        format!(
+            "{} lists no instance of {:?}; it checks rights, and answers so too when the token lacks service:read on \
+             that name or node:read",
+            self.group.api.describe(),
+            self.service
+        )
+    }
+
+    /// Counts what was not wrong in the last list already.
+    fn note_rejected(&mut self, rejected: Vec<String>) {
+        let rejected: BTreeSet<_> = rejected.into_iter().collect();
+        let fresh: Vec<_> = rejected.difference(&self.rejected).collect();
+        if let Some(first) = fresh.first() {
+            let number = fresh.len();
+            self.group.rejected.fetch_add(u64::try_from(number).unwrap_or(u64::MAX), Ordering::Relaxed);
+            tracing::warn!(service = self.service, number, first, "entries in consul are unusable and left out");
+        }
+        self.rejected = rejected;
+    }
+
+    fn report(&mut self, trouble: &Trouble) {
+        if self.gate.open() {
+            tracing::warn!(service = self.service, problem = trouble.text, "cannot read the instances of a service");
+        }
+        self.troubled = true;
+        self.publisher.trouble(trouble.text.clone());
+    }
+
+    fn recovered(&mut self) {
+        if std::mem::take(&mut self.troubled) {
+            tracing::info!(service = self.service, "{} answers again", self.group.api.describe());
+        }
+    }
+}
+
+/// Where to wait on. An index that went down belongs to another Consul than the one before, so the list is read anew;
+/// 0 and 1 ask for nothing newer than what any Consul has.
+fn next_index(before: u64, now: u64) -> u64 {
+    let now = now.max(1);
+    if now < before { 0 } else { now }
+}

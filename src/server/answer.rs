@@ -1,0 +1,109 @@
+//! Answers: what generated code and [`Methods`](crate::Methods) call with the result of a handler.
+//!
+//! Owns how results become frames. It must never run a handler. Look next at [`crate::pack`] for the packing of items.
+
+use std::pin::pin;
+
+use futures::{Stream, StreamExt};
+use serde::Serialize;
+
+use super::Incoming;
+use crate::message;
+use crate::pack::{self, Packed};
+use crate::proto::SendError;
+use crate::service::Fault;
+use crate::status::Status;
+use crate::wire::WireStatus;
+
+/// Ends the call with a status.
+pub fn fail(mut call: Incoming, status: Status) {
+    call.answered();
+    call.link.fail(call.id, &WireStatus::from(&status));
+}
+
+/// Answers a call whose answer is one message.
+pub fn answer<T: Serialize + Send + 'static, E: Fault>(mut call: Incoming, result: Result<T, E>) {
+    let value = match result {
+        Ok(value) => value,
+        Err(error) => return fail(call, error.into_status()),
+    };
+    let metadata = call.context().take_answer_metadata();
+    let metadata = (!metadata.is_empty()).then_some(&metadata);
+    if let Some(bytes) = message::as_shared_bytes(&value).filter(|bytes| pack::by_reference(bytes.len())) {
+        if bytes.len() as u64 > call.max_answer() {
+            return too_long(call, bytes.len());
+        }
+        call.answered();
+        call.link.start_answer(call.id, metadata);
+        // The peer may have gone; then there is nobody to answer.
+        let _ = pack::send_bytes(&call.link, call.id, bytes.clone());
+        call.link.finish(call.id);
+        return;
+    }
+    let max = call.max_answer();
+    let sent = call.link.answer(call.id, metadata, |out| {
+        let start = out.len();
+        message::encode(&value, out).map_err(Refused::Encoding)?;
+        let len = out.len() - start;
+        if len as u64 > max { Err(Refused::TooLong(len)) } else { Ok(()) }
+    });
+    match sent {
+        Ok(()) | Err(SendError::Over) => call.answered(),
+        Err(SendError::Encode(Refused::TooLong(len)) | SendError::TooLarge { len, .. }) => too_long(call, len),
+        Err(SendError::Encode(Refused::Encoding(error))) => {
+            fail(call, Status::internal(format!("the answer cannot be encoded: {error}")));
+        }
+    }
+}
+
+enum Refused {
+    Encoding(message::MessageError),
+    TooLong(usize),
+}
+
+fn too_long(call: Incoming, len: usize) {
+    let max = call.max_answer();
+    let text = format!("an answer of {len} bytes exceeds the caller's limit of {max}; raise `max_message` there");
+    fail(call, Status::resource_exhausted(text));
+}
+
+/// Answers a call with a stream of items.
+pub async fn answer_items<S, T, E>(call: Incoming, result: Result<S, E>)
+where
+    S: Stream<Item = T> + Send,
+    T: Serialize + Send + 'static,
+    E: Fault,
+{
+    match result {
+        Ok(items) => stream(call, items.map(Ok)).await,
+        Err(error) => fail(call, error.into_status()),
+    }
+}
+
+/// Answers a call with a stream of items that may fail.
+pub async fn answer_try_items<S, T, E>(call: Incoming, result: Result<S, E>)
+where
+    S: Stream<Item = Result<T, E>> + Send,
+    T: Serialize + Send + 'static,
+    E: Fault,
+{
+    match result {
+        Ok(items) => stream(call, items.map(|item| item.map_err(|error| WireStatus::from(&error.into_status())))).await,
+        Err(error) => fail(call, error.into_status()),
+    }
+}
+
+async fn stream<T: Serialize + Send + 'static>(
+    mut call: Incoming,
+    items: impl Stream<Item = Result<T, WireStatus>> + Send,
+) {
+    let metadata = call.context().take_answer_metadata();
+    call.link.start_answer(call.id, (!metadata.is_empty()).then_some(&metadata));
+    let packed = pin!(Packed::new(items, call.max_answer()));
+    let sent = pack::send_all(&call.link, call.id, packed).await;
+    call.answered();
+    match sent {
+        Ok(()) => call.link.finish(call.id),
+        Err(status) => call.link.fail(call.id, &status),
+    }
+}

@@ -1,0 +1,124 @@
+//! The connections of a server and the limits on their number.
+//!
+//! Owns who is connected and from where. It must never read or write. Look next at [`super::accept`].
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::options::Options;
+use crate::proto::CloseReason;
+use crate::transport::link::Link;
+
+/// Every connection, with its limits.
+#[derive(Debug)]
+pub(super) struct Connections {
+    table: Mutex<Table>,
+    max: usize,
+    max_per_peer: usize,
+    max_handshakes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    all: HashMap<u64, Entry>,
+    per_peer: HashMap<IpAddr, usize>,
+    /// Numbers of connections without hello, oldest first; some may have ended.
+    handshaking: std::collections::BTreeSet<u64>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    link: Arc<Link>,
+    peer: Option<IpAddr>,
+}
+
+/// A place in the table; dropping it gives the place back.
+#[derive(Debug)]
+pub(super) struct Place {
+    shared: Arc<super::Shared>,
+    number: u64,
+}
+
+impl Connections {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            table: Mutex::default(),
+            max: options.max_connections,
+            max_per_peer: options.max_connections_per_peer,
+            max_handshakes: options.max_handshakes,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which limit one more connection from `peer` would exceed.
+    pub(super) fn refuses(&self, peer: Option<IpAddr>) -> Option<String> {
+        let table = self.lock();
+        if table.all.len() >= self.max {
+            return Some(format!("this server has its limit of {} connections", self.max));
+        }
+        let from_peer = peer.and_then(|peer| table.per_peer.get(&peer)).copied().unwrap_or(0);
+        (from_peer >= self.max_per_peer)
+            .then(|| format!("this server has its limit of {} connections from one address", self.max_per_peer))
+    }
+
+    pub(super) fn number(&self) -> usize {
+        self.lock().all.len()
+    }
+
+    /// Does something with each connection. `act` must not come back here.
+    pub(super) fn for_each(&self, mut act: impl FnMut(&Link)) {
+        let links: Vec<_> = self.lock().all.values().map(|entry| Arc::clone(&entry.link)).collect();
+        links.iter().for_each(|link| act(link));
+    }
+}
+
+impl Place {
+    /// Takes a place for a new connection. If too many have not said hello, the oldest of them has to go.
+    pub(super) fn take(shared: &Arc<super::Shared>, link: &Arc<Link>) -> Self {
+        let connections = &shared.connections;
+        let mut table = connections.lock();
+        let number = table.next;
+        table.next += 1;
+        let peer = link.remote().map(|addr| addr.ip());
+        table.all.insert(number, Entry { link: Arc::clone(link), peer });
+        if let Some(peer) = peer {
+            *table.per_peer.entry(peer).or_default() += 1;
+        }
+        table.handshaking.insert(number);
+        let oldest = (table.handshaking.len() > connections.max_handshakes)
+            .then(|| table.handshaking.pop_first())
+            .flatten()
+            .and_then(|number| table.all.get(&number))
+            .map(|entry| Arc::clone(&entry.link));
+        drop(table);
+        if let Some(oldest) = oldest {
+            oldest.close(CloseReason::Busy, "too many connections have not said hello");
+        }
+        Self { shared: Arc::clone(shared), number }
+    }
+
+    /// The connection has said hello.
+    pub(super) fn greeted(&self) {
+        self.shared.connections.lock().handshaking.remove(&self.number);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut table = self.shared.connections.lock();
+        table.handshaking.remove(&self.number);
+        let Some(entry) = table.all.remove(&self.number) else { return };
+        let Some(peer) = entry.peer else { return };
+        if let Some(count) = table.per_peer.get_mut(&peer) {
+            *count -= 1;
+            if *count == 0 {
+                table.per_peer.remove(&peer);
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The exposing side of a node: accepts connections, dispatches calls, drains.
+//!
+//! Owns the listener, the table of methods and the connections that others opened. It must never look into the registry:
+//! the node registers it. Look next at [`dispatch`] for the road of a call.
+
+mod accept;
+mod answer;
+mod connections;
+mod dispatch;
+mod incoming;
+mod router;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use answer::{answer, answer_items, answer_try_items, fail};
+pub use incoming::Incoming;
+
+use crate::options::Options;
+use crate::proto::CloseReason;
+use crate::service::Service;
+use crate::status::Status;
+use crate::transport::Io;
+use connections::Connections;
+use router::Router;
+
+/// A listening server.
+#[derive(Debug)]
+pub(crate) struct Server {
+    shared: Arc<Shared>,
+    local: SocketAddr,
+}
+
+/// What every connection of a server shares.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) service: Arc<str>,
+    pub(crate) node: Arc<str>,
+    pub(crate) incarnation: u64,
+    pub(crate) options: Options,
+    router: RwLock<Arc<Router>>,
+    connections: Connections,
+    running: AtomicUsize,
+    draining: AtomicBool,
+    stop_accepting: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// What was cut when a drain reached its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Drained {
+    /// Calls that had not finished.
+    pub(crate) cut_calls: usize,
+}
+
+impl Server {
+    /// Binds and starts to accept.
+    pub(crate) async fn start(service: &str, incarnation: u64, options: Options) -> Result<Self, io::Error> {
+        let listener = bind(SocketAddr::new(options.bind, options.port)).await?;
+        let local = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            service: service.into(),
+            node: service.into(),
+            incarnation,
+            router: RwLock::default(),
+            connections: Connections::new(&options),
+            options,
+            running: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            stop_accepting: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        tokio::spawn(accept::accept(listener, Arc::clone(&shared)));
+        Ok(Self { shared, local })
+    }
+
+    /// Where it listens.
+    pub(crate) fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Adds the methods of a service.
+    pub(crate) fn add(&self, service: Arc<dyn Service>) -> Result<(), Status> {
+        self.shared.add(service)
+    }
+
+    /// Serves one connection that did not come through the listener.
+    #[cfg(test)]
+    pub(crate) fn serve(&self, io: Io) {
+        Arc::clone(&self.shared).serve(io, None);
+    }
+
+    /// Tells everyone connected, and everyone who still connects, to go elsewhere.
+    pub(crate) fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Release);
+        self.shared.connections.for_each(|link| link.drain());
+    }
+
+    /// Stops accepting and waits until the running calls are done, at most as long as the options say.
+    pub(crate) async fn finish(&self) -> Drained {
+        self.shared.stop_accepting.cancel();
+        self.shared.tasks.close();
+        let limit = self.shared.options.drain_timeout;
+        if tokio::time::timeout(limit, self.shared.tasks.wait()).await.is_ok() {
+            return Drained { cut_calls: 0 };
+        }
+        let mut cut_calls = 0;
+        self.shared.connections.for_each(|link| {
+            cut_calls += link.open_calls();
+            link.close(CloseReason::ShuttingDown, "the time for draining is over");
+        });
+        Drained { cut_calls }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.stop_accepting.cancel();
+        self.shared.connections.for_each(|link| link.close(CloseReason::ShuttingDown, "the node was dropped"));
+    }
+}
+
+impl Shared {
+    fn router(&self) -> Arc<Router> {
+        Arc::clone(&self.router.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    fn add(&self, service: Arc<dyn Service>) -> Result<(), Status> {
+        let mut router = self.router.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *router = Arc::new(router.with(service)?);
+        Ok(())
+    }
+}
+
+async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    // tokio sets SO_REUSEADDR where it means "bind although old connections linger", so a restart gets its port back.
+    TcpListener::bind(addr).await
+}

@@ -1,0 +1,143 @@
+//! Streams of items as users see them: [`Streaming`], and [`channel`] to make one by hand.
+//!
+//! Owns the item streams on both sides of a call. It must never decide on retries. Look next at
+//! [`crate::body`] for how items come off a connection.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures::Stream;
+use futures::stream::BoxStream;
+use tokio::sync::mpsc;
+
+use crate::status::Status;
+
+/// Items that [`channel`] holds before `send` waits.
+const CHANNEL_CAPACITY: usize = 64;
+
+/// A stream of items: `Stream<Item = Result<T, E>>`.
+///
+/// It ends only when the sender ended it; a body that was cut short yields an error first. After an error or the end it yields
+/// `None` for ever. Dropping it gives the rest up: in a client the call is cancelled. Cancel safe.
+pub struct Streaming<T, E = Status> {
+    items: Option<BoxStream<'static, Result<T, E>>>,
+}
+
+impl<T, E> Streaming<T, E> {
+    /// Wraps any stream of results.
+    pub fn new(items: impl Stream<Item = Result<T, E>> + Send + 'static) -> Self {
+        Self { items: Some(Box::pin(items)) }
+    }
+
+    /// The next item, `None` at the end. Cancel safe.
+    ///
+    /// # Errors
+    /// When the stream ended otherwise than by its sender's will.
+    pub async fn next(&mut self) -> Option<Result<T, E>> {
+        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+
+    /// The next item or `None` at the end, in the shape that `while let Some(item) = items.message().await?` wants.
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// When the stream ended otherwise than by its sender's will.
+    pub async fn message(&mut self) -> Result<Option<T>, E> {
+        self.next().await.transpose()
+    }
+
+    /// Collects every item, at most `limit` of them.
+    ///
+    /// # Errors
+    /// The stream's own error; [`Code::ResourceExhausted`](crate::Code::ResourceExhausted) when there are more items.
+    pub async fn collect_vec(mut self, limit: usize) -> Result<Vec<T>, E>
+    where
+        E: From<Status>,
+    {
+        let mut items = Vec::new();
+        while let Some(item) = self.message().await? {
+            if items.len() == limit {
+                return Err(Status::resource_exhausted(format!(
+                    "more than {limit} items; read them as a stream or raise the limit"
+                ))
+                .into());
+            }
+            items.push(item);
+        }
+        Ok(items)
+    }
+}
+
+impl<T, E> Stream for Streaming<T, E> {
+    type Item = Result<T, E>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(items) = &mut self.items else { return Poll::Ready(None) };
+        let item = std::task::ready!(items.as_mut().poll_next(cx));
+        if !matches!(item, Some(Ok(_))) {
+            self.items = None;
+        }
+        Poll::Ready(item)
+    }
+}
+
+impl<T, E> fmt::Debug for Streaming<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Streaming").field("ended", &self.items.is_none()).finish_non_exhaustive()
+    }
+}
+
+/// A stream to send items into by hand, as the body of a call or the answer of a handler.
+///
+/// Dropping the sender ends the stream properly; [`Sender::abort`] ends it with an error.
+pub fn channel<T: Send + 'static>() -> (Sender<T>, Streaming<T>) {
+    let (sender, mut items) = mpsc::channel(CHANNEL_CAPACITY);
+    (Sender(sender), Streaming::new(futures::stream::poll_fn(move |cx| items.poll_recv(cx))))
+}
+
+/// The sending side of [`channel`].
+pub struct Sender<T>(mpsc::Sender<Result<T, Status>>);
+
+impl<T> Sender<T> {
+    /// Sends one item; waits while the other side has no room for it. Cancel safe: a cancelled `send` sent nothing.
+    ///
+    /// # Errors
+    /// When nobody reads any more; the item comes back.
+    pub async fn send(&self, item: T) -> Result<(), SendError<T>> {
+        self.0.send(Ok(item)).await.map_err(|error| match error.0 {
+            Ok(item) => SendError(item),
+            // Only `Ok` was sent.
+            Err(_) => unreachable!("an item came back as an error"),
+        })
+    }
+
+    /// Ends the stream with an error, which the reader gets after the items sent before.
+    pub async fn abort(self, status: Status) {
+        // Nobody reads any more: then nobody needs the error either.
+        let _ = self.0.send(Err(status)).await;
+    }
+
+    /// Waits until nobody reads any more. Cancel safe.
+    pub async fn closed(&self) {
+        self.0.closed().await;
+    }
+}
+
+impl<T> fmt::Debug for Sender<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender").field("closed", &self.0.is_closed()).finish_non_exhaustive()
+    }
+}
+
+/// The reader of a [`channel`] is gone; the item that could not be sent comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendError<T>(pub T);
+
+impl<T> fmt::Display for SendError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads the stream any more")
+    }
+}
+
+impl<T: fmt::Debug> std::error::Error for SendError<T> {}

@@ -1,0 +1,314 @@
+//! The one task of a connection: reads, hands events on, writes what is queued, keeps the timer.
+//!
+//! Owns the reading half, its buffer and the order of work in one wake: read, dispatch, write, sleep. It must never hold the
+//! lock across a write or a handler. Look next at [`super::link`] for how others share the connection.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::AsyncRead;
+use tokio::time::{Instant, Sleep};
+use tokio_util::io::poll_read_buf;
+
+use super::Io;
+use super::link::{Flush, Link, Phase, State};
+use crate::proto::{Config, Connection, Error, Event};
+
+/// Size of the read buffer of a quiet connection. Ten thousand idle connections then cost 40 MB.
+const MIN_READ: usize = 4 << 10;
+/// Size to which the read buffer grows while reads fill it.
+const MAX_READ: usize = 256 << 10;
+/// Reads in a row that use less than a quarter of the buffer before it is halved.
+const SHRINK_AFTER: u32 = 16;
+/// Events handed on in one turn, and turns in one wake: bounds how long one connection keeps a worker.
+const EVENTS_PER_TURN: usize = 256;
+/// See [`EVENTS_PER_TURN`].
+const TURNS_PER_WAKE: usize = 8;
+/// How long, and over how many bytes, a closed connection is still read so that the peer gets our last words instead of a reset.
+const LINGER: Duration = Duration::from_secs(1);
+/// See [`LINGER`].
+const LINGER_BYTES: usize = 256 << 10;
+
+/// What happens with the events that concern calls: the server dispatches them, a client has none.
+pub(crate) trait Handler: Send + 'static {
+    /// Hello is through.
+    fn ready(&mut self, link: &Arc<Link>);
+    /// A call arrived, was given up or is over its deadline.
+    fn event(&mut self, link: &Arc<Link>, event: Event);
+}
+
+/// A client's connection: nobody calls it.
+pub(crate) struct NoCalls;
+
+impl Handler for NoCalls {
+    fn ready(&mut self, _link: &Arc<Link>) {}
+    fn event(&mut self, _link: &Arc<Link>, _event: Event) {}
+}
+
+/// The task of one connection; [`Driver::run`] ends when the connection does.
+pub(crate) struct Driver<H> {
+    link: Arc<Link>,
+    read: Box<dyn AsyncRead + Send + Unpin>,
+    buffer: BytesMut,
+    read_size: usize,
+    small_reads: u32,
+    events: VecDeque<Event>,
+    wakers: Vec<Waker>,
+    timer: Pin<Box<Sleep>>,
+    yielded: bool,
+    /// When a closed connection is given up although not everything was written.
+    close_by: Option<Instant>,
+    handler: H,
+}
+
+/// Makes the handle and the task of a connection. Nothing happens until the task runs.
+pub(crate) fn connection<H: Handler>(
+    io: Io,
+    remote: Option<SocketAddr>,
+    config: Arc<Config>,
+    handler: H,
+) -> (Arc<Link>, Driver<H>) {
+    let proto = Connection::new(config, Instant::now().into_std());
+    let link = Arc::new(Link::new(proto, io.write, remote));
+    let driver = Driver {
+        link: Arc::clone(&link),
+        read: io.read,
+        buffer: BytesMut::new(),
+        read_size: MIN_READ,
+        small_reads: 0,
+        events: VecDeque::new(),
+        wakers: Vec::new(),
+        timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        yielded: false,
+        close_by: None,
+        handler,
+    };
+    (link, driver)
+}
+
+impl<H: Handler> Driver<H> {
+    /// Drives the connection to its end and says why it ended.
+    pub(crate) async fn run(mut self) -> Arc<Error> {
+        let error = Arc::new(std::future::poll_fn(|cx| self.poll(cx)).await);
+        self.link.lost(&error);
+        self.link.shutdown();
+        if !matches!(*error, Error::Io { .. }) {
+            self.linger().await;
+        }
+        error
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        {
+            let mut state = self.link.lock();
+            state.awake = true;
+            if !state.driver.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                state.driver = Some(cx.waker().clone());
+            }
+            // Whoever woke us has queued one thing. Others who can run now will queue theirs first if we let them, and
+            // one write carries all.
+            if std::mem::take(&mut state.kicked) && !std::mem::replace(&mut self.yielded, true) {
+                drop(state);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+        self.yielded = false;
+        for _ in 0..TURNS_PER_WAKE {
+            let progress = match self.poll_turn(cx) {
+                Ok(progress) => progress,
+                Err(error) => return Poll::Ready(self.last_words(error)),
+            };
+            if !progress && self.try_sleep(cx) {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Reads once, hands events on, writes once. Says whether there may be more to do right away.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
+        let mut progress = false;
+        if self.events.is_empty() && !self.link.lock().proto.is_congested() {
+            progress |= self.poll_read(cx)?;
+        }
+        progress |= self.dispatch();
+        if self.timer.as_mut().poll(cx).is_ready() && self.link.lock().armed.take().is_some() {
+            self.time_out()?;
+            progress = true;
+        }
+        match self.link.flush(self.link.lock()) {
+            Flush::Done => {}
+            Flush::More => progress = true,
+            Flush::Blocked => {
+                if self.link.poll_write_ready(cx)?.is_ready() {
+                    self.link.lock().blocked = false;
+                    progress = true;
+                }
+            }
+        }
+        let mut state = self.link.lock();
+        if let Some(error) = state.take_write_error() {
+            return Err(Error::from(error));
+        }
+        if state.proto.is_closed() {
+            let limit = *self.close_by.get_or_insert_with(|| Instant::now() + LINGER);
+            if !state.has_output() || limit <= Instant::now() {
+                return Err(Error::Closed);
+            }
+            state.armed = Some(limit.into_std());
+            self.timer.as_mut().reset(limit);
+        }
+        Ok(progress)
+    }
+
+    /// Goes to sleep unless somebody has queued something in the meantime.
+    fn try_sleep(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut state = self.link.lock();
+        if !self.events.is_empty() || (state.proto.wants_transmit() && !state.blocked) {
+            return false;
+        }
+        let timeout = state.proto.timeout();
+        // A timer that fires too early costs a look; moving it at every frame would cost more.
+        let rearm = match (timeout, state.armed) {
+            (Some(timeout), Some(armed)) => timeout < armed,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if let (true, Some(timeout)) = (rearm, timeout) {
+            state.armed = Some(timeout);
+            self.timer.as_mut().reset(Instant::from_std(timeout));
+            if self.timer.as_mut().poll(cx).is_ready() {
+                return false;
+            }
+        }
+        state.awake = false;
+        state.kicked = false;
+        drop(state);
+        if self.buffer.is_empty() && self.buffer.capacity() > MIN_READ && self.read_size == MIN_READ {
+            self.buffer = BytesMut::new();
+        }
+        true
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
+        let spare = self.buffer.capacity() - self.buffer.len();
+        if spare < MIN_READ.min(self.read_size) {
+            self.buffer.reserve(self.read_size);
+        }
+        let spare = self.buffer.capacity() - self.buffer.len();
+        let n = match poll_read_buf(Pin::new(&mut *self.read), cx, &mut self.buffer) {
+            Poll::Pending => return Ok(false),
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Poll::Ready(Err(error)) => return Err(Error::from(error)),
+            Poll::Ready(Ok(0)) => return Err(eof(&self.buffer)),
+            Poll::Ready(Ok(n)) => n,
+        };
+        self.adapt(n, spare);
+        let now = Instant::now().into_std();
+        let mut state = self.link.lock();
+        let received = state.proto.receive(&mut self.buffer, now);
+        let wanted = state.proto.wanted(&self.buffer);
+        let became_ready = take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
+        drop(state);
+        self.buffer.reserve(wanted);
+        self.wakers.drain(..).for_each(Waker::wake);
+        if became_ready {
+            self.link.set_phase(Phase::Ready);
+            self.handler.ready(&self.link);
+        }
+        received.map(|()| true)
+    }
+
+    /// Lets the buffer follow the traffic: twice as large when a read fills it, half when many reads do not need it.
+    fn adapt(&mut self, n: usize, spare: usize) {
+        if n == spare {
+            self.read_size = (self.read_size * 2).min(MAX_READ);
+            self.small_reads = 0;
+        } else if n < self.read_size / 4 && self.read_size > MIN_READ {
+            self.small_reads += 1;
+            if self.small_reads >= SHRINK_AFTER {
+                self.read_size /= 2;
+                self.small_reads = 0;
+            }
+        } else {
+            self.small_reads = 0;
+        }
+    }
+
+    fn dispatch(&mut self) -> bool {
+        let mut handed_on = false;
+        for _ in 0..EVENTS_PER_TURN {
+            let Some(event) = self.events.pop_front() else { break };
+            self.handler.event(&self.link, event);
+            handed_on = true;
+        }
+        handed_on
+    }
+
+    fn time_out(&mut self) -> Result<(), Error> {
+        let now = Instant::now().into_std();
+        let mut state = self.link.lock();
+        let result = state.proto.handle_timeout(now);
+        take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
+        drop(state);
+        self.wakers.drain(..).for_each(Waker::wake);
+        result
+    }
+
+    /// Writes what is still queued (the reason for closing, above all) as far as the kernel takes it at once.
+    fn last_words(&self, error: Error) -> Error {
+        if !matches!(error, Error::Io { .. }) {
+            while matches!(self.link.flush(self.link.lock()), Flush::More) {}
+        }
+        error
+    }
+
+    /// Reads on for a moment: closing a socket with unread bytes resets it, and the peer would not see our last words.
+    async fn linger(&mut self) {
+        let mut left = LINGER_BYTES;
+        let read = async {
+            while left > 0 {
+                self.buffer.clear();
+                self.buffer.reserve(MIN_READ);
+                let read =
+                    std::future::poll_fn(|cx| poll_read_buf(Pin::new(&mut *self.read), cx, &mut self.buffer)).await;
+                match read {
+                    Ok(n) if n > 0 => left = left.saturating_sub(n),
+                    _ => break,
+                }
+            }
+        };
+        // Either the peer has closed too, or it has had its time.
+        let _ = tokio::time::timeout(LINGER, read).await;
+    }
+}
+
+fn eof(rest: &[u8]) -> Error {
+    let text = if rest.is_empty() { "the peer closed it" } else { "the peer closed it in the middle of a frame" };
+    Error::Io { kind: io::ErrorKind::UnexpectedEof, text: text.to_owned() }
+}
+
+/// Sorts what the machine says: wakers of those who wait, the rest for the handler. Says whether hello is through.
+fn take_events(link: &Link, state: &mut State, wakers: &mut Vec<Waker>, events: &mut VecDeque<Event>) -> bool {
+    let mut became_ready = false;
+    while let Some(event) = state.proto.poll_event() {
+        match event {
+            Event::Readable(id) => wakers.extend(state.take_reader(id)),
+            Event::Writable(id) => wakers.extend(state.take_writer(id)),
+            Event::SlotFree => wakers.extend(state.take_slot_waiters()),
+            Event::Answer { id, metadata } => Link::keep_metadata(state, id, metadata),
+            Event::Ready => became_ready = true,
+            Event::Draining => link.set_phase(Phase::Draining),
+            Event::Call { .. } | Event::Cancelled(_) | Event::Expired(_) => events.push_back(event),
+        }
+    }
+    became_ready
+}

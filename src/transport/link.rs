@@ -1,0 +1,526 @@
+//! The handle of one connection: everyone who calls, answers or reads on it shares it.
+//!
+//! Owns the lock around the protocol machine, the wakers of those who wait, and the decision who writes: a lone caller writes
+//! from its own task, otherwise the driver is woken once and writes for all. The lock is never held across a write. It must
+//! never interpret messages. Look next at [`super::driver`] for the task behind it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::WriteHalf;
+use crate::metadata::Metadata;
+use crate::proto::{Batch, CloseReason, Connection, Error, Open, OpenError, Peer, Read, Refusal, SendError, SendState};
+use crate::wire::{StreamId, WireStatus};
+
+/// Pieces that one write hands to the kernel at most; more are written in the next turn.
+const MAX_SLICES: usize = 64;
+
+/// The stream, or this direction of it, is over: nobody wants what was to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Over;
+
+/// How far a connection has come.
+#[derive(Clone, Debug)]
+pub(crate) enum Phase {
+    /// Hello is not through yet.
+    Handshaking,
+    /// Calls can be made.
+    Ready,
+    /// The server is leaving: running calls finish, new ones go elsewhere.
+    Draining,
+    /// It is over.
+    Closed(Arc<Error>),
+}
+
+/// One connection, shared.
+pub(crate) struct Link {
+    state: Mutex<State>,
+    write: Box<dyn WriteHalf>,
+    phase: watch::Sender<Phase>,
+    remote: Option<SocketAddr>,
+}
+
+pub(super) struct State {
+    pub(super) proto: Connection,
+    slots: Vec<Slot>,
+    slot_waiters: Vec<Waker>,
+    /// Bytes on their way into the kernel. Whoever writes takes them out and sets `writing`.
+    batch: Batch,
+    writing: bool,
+    /// The kernel takes no more; the driver waits until it does.
+    pub(super) blocked: bool,
+    write_error: Option<io::Error>,
+    /// The driver will look at the queues before it sleeps, so nobody needs to wake it.
+    pub(super) awake: bool,
+    /// The driver was woken because somebody has something to write.
+    pub(super) kicked: bool,
+    pub(super) driver: Option<Waker>,
+    /// Nobody will open another call.
+    retired: bool,
+    /// When the driver's timer fires.
+    pub(super) armed: Option<Instant>,
+}
+
+#[derive(Default)]
+struct Slot {
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+    task: Option<AbortHandle>,
+    metadata: Option<Box<Metadata>>,
+}
+
+/// What became of an attempt to write what is queued.
+pub(super) enum Flush {
+    /// Nothing is left, or somebody else is writing and will look again.
+    Done,
+    /// The kernel takes no more.
+    Blocked,
+    /// Some was written, more is left; others should have their turn first.
+    More,
+}
+
+impl Link {
+    pub(super) fn new(proto: Connection, write: Box<dyn WriteHalf>, remote: Option<SocketAddr>) -> Self {
+        Self {
+            state: Mutex::new(State {
+                proto,
+                slots: Vec::new(),
+                slot_waiters: Vec::new(),
+                batch: Batch::default(),
+                writing: false,
+                blocked: false,
+                write_error: None,
+                awake: true,
+                kicked: false,
+                driver: None,
+                armed: None,
+                retired: false,
+            }),
+            write,
+            phase: watch::Sender::new(Phase::Handshaking),
+            remote,
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is only ever left consistent: user code that runs under the lock (encoding) cannot leave a trace.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The address of the other side; `None` within one process.
+    pub(crate) fn remote(&self) -> Option<SocketAddr> {
+        self.remote
+    }
+
+    /// How far the connection has come.
+    pub(crate) fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    pub(super) fn set_phase(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+
+    /// Whether calls can be made on it now.
+    pub(crate) fn is_usable(&self) -> bool {
+        matches!(*self.phase.borrow(), Phase::Ready)
+    }
+
+    /// What the other side said in its hello.
+    pub(crate) fn with_peer<T>(&self, read: impl FnOnce(Option<&Peer>) -> T) -> T {
+        read(self.lock().proto.peer())
+    }
+
+    /// How many calls are open.
+    pub(crate) fn open_calls(&self) -> usize {
+        self.lock().proto.open_calls()
+    }
+
+    // ---- calls
+
+    /// Opens a call whose first message `encode` writes straight into the send buffer.
+    pub(crate) fn open<E>(
+        &self,
+        head: Open<'_>,
+        now: Instant,
+        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+    ) -> Result<StreamId, OpenError<E>> {
+        let mut state = self.lock();
+        let id = state.proto.open(head, now, encode)?;
+        state.forget_wakers(id);
+        self.kick(state);
+        Ok(id)
+    }
+
+    /// Waits until a call has ended, after [`OpenError::Full`]. May return early.
+    pub(crate) async fn slot_free(&self) {
+        let mut waited = false;
+        std::future::poll_fn(|cx| {
+            let mut state = self.lock();
+            if waited || state.proto.free_slots() > 0 || state.proto.is_closed() || state.proto.is_draining() {
+                return Poll::Ready(());
+            }
+            waited = true;
+            state.slot_waiters.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Gives the call up.
+    pub(crate) fn cancel(&self, id: StreamId) {
+        let mut state = self.lock();
+        state.proto.cancel(id);
+        let wakers = state.wakers_after_end();
+        self.kick(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    // ---- bodies
+
+    /// Takes the next piece of the incoming body, giving back the credit of `release` bytes taken before.
+    pub(crate) fn poll_read(&self, id: StreamId, release: usize, cx: &Context<'_>) -> Poll<Read> {
+        let mut state = self.lock();
+        let read = state.proto.read(id, release);
+        if matches!(read, Read::Pending) {
+            let slot = state.slot(id);
+            if !slot.reader.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                slot.reader = Some(cx.waker().clone());
+            }
+            self.kick(state);
+            return Poll::Pending;
+        }
+        let wakers = state.wakers_after_end();
+        self.kick(state);
+        wakers.into_iter().for_each(Waker::wake);
+        Poll::Ready(read)
+    }
+
+    /// Appends to the outgoing body; messages carry their prefix already.
+    pub(crate) fn send(&self, id: StreamId, body: Bytes) -> Result<SendState, Over> {
+        let mut state = self.lock();
+        let sent = state.proto.send_packed(id, body);
+        self.kick(state);
+        sent.map_err(|_| Over)
+    }
+
+    /// Waits until the outgoing body has room, or is over.
+    pub(crate) async fn writable(&self, id: StreamId) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.lock();
+            if !state.proto.is_full(id) {
+                return Poll::Ready(());
+            }
+            state.slot(id).writer = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Waits until nobody wants more of the outgoing body.
+    pub(crate) fn poll_over(&self, id: StreamId, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.lock();
+        if !state.proto.is_sending(id) {
+            return Poll::Ready(());
+        }
+        state.slot(id).writer = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Ends the outgoing body.
+    pub(crate) fn finish(&self, id: StreamId) {
+        self.end(id, |proto| proto.finish(id));
+    }
+
+    /// Ends the request body with an error; the call goes on.
+    pub(crate) fn abort_body(&self, id: StreamId, status: WireStatus) {
+        let status = status.into_status();
+        self.end(id, |proto| proto.abort_body(id, &status));
+    }
+
+    // ---- answers
+
+    /// Answers with the one message that `encode` writes.
+    pub(crate) fn answer<E>(
+        &self,
+        id: StreamId,
+        metadata: Option<&Metadata>,
+        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+    ) -> Result<(), SendError<E>> {
+        self.end(id, |proto| proto.answer(id, metadata, encode))
+    }
+
+    /// Begins an answer that is a stream.
+    pub(crate) fn start_answer(&self, id: StreamId, metadata: Option<&Metadata>) {
+        self.end(id, |proto| proto.start_answer(id, metadata));
+    }
+
+    /// Ends the call with an error, behind what was sent.
+    pub(crate) fn fail(&self, id: StreamId, status: &WireStatus) {
+        self.end(id, |proto| proto.fail(id, status));
+    }
+
+    /// Ends the call with an error and its handler with it.
+    pub(crate) fn fail_and_abort(&self, id: StreamId, status: &WireStatus) {
+        let mut state = self.lock();
+        state.proto.fail(id, status);
+        let task = state.slot(id).task.take();
+        self.kick(state);
+        if let Some(task) = task {
+            task.abort();
+        }
+    }
+
+    /// Says that the call was not and will not be processed.
+    pub(crate) fn refuse(&self, id: StreamId, reason: Refusal, text: &str) {
+        self.end(id, |proto| proto.refuse(id, reason, None, text));
+    }
+
+    fn end<T>(&self, id: StreamId, act: impl FnOnce(&mut Connection) -> T) -> T {
+        let mut state = self.lock();
+        let result = act(&mut state.proto);
+        let task = if state.proto.is_open(id) { None } else { state.slot(id).task.take() };
+        self.kick(state);
+        drop(task);
+        result
+    }
+
+    /// Keeps the handle of the task that runs the call's handler, for as long as the call is open.
+    pub(crate) fn keep_task(&self, id: StreamId, task: AbortHandle) {
+        let mut state = self.lock();
+        if state.proto.is_open(id) {
+            state.slot(id).task = Some(task);
+        }
+    }
+
+    /// Ends the task that runs the call's handler, if there is one.
+    pub(crate) fn abort_task(&self, id: StreamId) {
+        let task = self.lock().slot(id).task.take();
+        if let Some(task) = task {
+            task.abort();
+        }
+    }
+
+    /// Server: the name that the client gave this number to.
+    pub(crate) fn method_name(&self, number: u16) -> Option<Arc<str>> {
+        self.lock().proto.method_name(number).cloned()
+    }
+
+    // ---- the connection
+
+    /// Keeps what came with the beginning of an answer until the caller asks for it.
+    pub(super) fn keep_metadata(state: &mut State, id: StreamId, metadata: Metadata) {
+        state.slot(id).metadata = Some(Box::new(metadata));
+    }
+
+    /// What came with the beginning of the answer; the caller must still hold the call.
+    pub(crate) fn take_metadata(&self, id: StreamId) -> Metadata {
+        self.lock().slot(id).metadata.take().map(|metadata| *metadata).unwrap_or_default()
+    }
+
+    /// Closes the connection as soon as no call is open.
+    pub(crate) fn close_when_idle(&self) {
+        let mut state = self.lock();
+        state.retired = true;
+        self.kick(state);
+    }
+
+    /// Tells the client to make its next calls elsewhere.
+    pub(crate) fn drain(&self) {
+        let mut state = self.lock();
+        state.proto.drain();
+        state.retired = true;
+        self.kick(state);
+    }
+
+    /// Closes the connection with a reason, once what is queued before is written.
+    pub(crate) fn close(&self, reason: CloseReason, text: &str) {
+        let mut state = self.lock();
+        state.proto.close(reason, text);
+        // The driver must notice even if a caller writes the last bytes.
+        state.awake = true;
+        let driver = state.driver.clone();
+        drop(state);
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+    }
+
+    /// Sees to it that what was just queued is written: by this task if it is alone, else by the driver.
+    fn kick<'a>(&'a self, mut state: MutexGuard<'a, State>) {
+        if state.retired && state.proto.open_calls() == 0 && !state.proto.is_closed() {
+            let reason = if state.proto.is_draining() { CloseReason::ShuttingDown } else { CloseReason::Done };
+            state.proto.close(reason, "");
+        }
+        if state.awake {
+            return;
+        }
+        let due_sooner = match (state.proto.timeout(), state.armed) {
+            (Some(timeout), Some(armed)) => timeout < armed,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        let has_output = !state.writing && !state.blocked && state.proto.wants_transmit();
+        if has_output && !due_sooner && state.proto.open_calls() <= 1 {
+            match self.flush(state) {
+                Flush::Done => return,
+                Flush::Blocked | Flush::More => state = self.lock(),
+            }
+        } else if !has_output && !due_sooner {
+            return;
+        }
+        if state.awake {
+            return;
+        }
+        state.awake = true;
+        state.kicked = has_output;
+        let driver = state.driver.clone();
+        drop(state);
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+    }
+
+    /// Writes what is queued, up to one quantum of bulk.
+    pub(super) fn flush<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Flush {
+        let mut turns = 0;
+        loop {
+            if state.writing || state.write_error.is_some() {
+                return Flush::Done;
+            }
+            let State { proto, batch, .. } = &mut *state;
+            if batch.is_empty() {
+                if !proto.wants_transmit() {
+                    return Flush::Done;
+                }
+                if turns > 0 {
+                    return Flush::More;
+                }
+                turns += 1;
+                proto.transmit(batch);
+                if batch.is_empty() {
+                    return Flush::Done;
+                }
+            }
+            let mut batch = std::mem::take(batch);
+            state.writing = true;
+            drop(state);
+            let written = self.write_batch(&batch);
+            state = self.lock();
+            state.writing = false;
+            match written {
+                Ok(n) => {
+                    state.blocked = false;
+                    state.proto.wrote();
+                    batch.advance(n);
+                    state.batch = batch;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    state.blocked = true;
+                    state.batch = batch;
+                    return Flush::Blocked;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => state.batch = batch,
+                Err(error) => {
+                    state.write_error = Some(error);
+                    return Flush::More;
+                }
+            }
+        }
+    }
+
+    fn write_batch(&self, batch: &Batch) -> io::Result<usize> {
+        let mut slices = [io::IoSlice::new(&[]); MAX_SLICES];
+        let count = batch.slices(&mut slices);
+        self.write.try_write(&slices[..count])
+    }
+
+    pub(super) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.write.poll_ready(cx)
+    }
+
+    pub(super) fn shutdown(&self) {
+        self.write.shutdown();
+    }
+
+    /// Fails everything that is open and wakes everyone who waits.
+    pub(super) fn lost(&self, error: &Arc<Error>) {
+        let mut state = self.lock();
+        state.proto.lost(Error::clone(error));
+        state.awake = true; // Nobody drives any more; nobody shall be woken for it.
+        let mut wakers: Vec<Waker> = std::mem::take(&mut state.slot_waiters);
+        let mut tasks = Vec::new();
+        for slot in &mut state.slots {
+            wakers.extend(slot.reader.take());
+            wakers.extend(slot.writer.take());
+            tasks.extend(slot.task.take());
+        }
+        drop(state);
+        tasks.iter().for_each(AbortHandle::abort);
+        wakers.into_iter().for_each(Waker::wake);
+        self.set_phase(Phase::Closed(Arc::clone(error)));
+    }
+}
+
+impl State {
+    fn slot(&mut self, id: StreamId) -> &mut Slot {
+        let index = usize::from(id.slot());
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, Slot::default);
+        }
+        &mut self.slots[index]
+    }
+
+    fn forget_wakers(&mut self, id: StreamId) {
+        if let Some(slot) = self.slots.get_mut(usize::from(id.slot())) {
+            slot.reader = None;
+            slot.writer = None;
+            slot.metadata = None;
+        }
+    }
+
+    /// Whether bytes wait to be written.
+    pub(super) fn has_output(&self) -> bool {
+        self.writing || !self.batch.is_empty() || self.proto.wants_transmit()
+    }
+
+    pub(super) fn take_reader(&mut self, id: StreamId) -> Option<Waker> {
+        self.slot(id).reader.take()
+    }
+
+    pub(super) fn take_writer(&mut self, id: StreamId) -> Option<Waker> {
+        self.slot(id).writer.take()
+    }
+
+    pub(super) fn take_slot_waiters(&mut self) -> Vec<Waker> {
+        std::mem::take(&mut self.slot_waiters)
+    }
+
+    pub(super) fn take_write_error(&mut self) -> Option<io::Error> {
+        self.write_error.take()
+    }
+
+    /// Whoever waits for a free slot, if one has just become free.
+    fn wakers_after_end(&mut self) -> Vec<Waker> {
+        if self.slot_waiters.is_empty() || self.proto.free_slots() == 0 {
+            return Vec::new();
+        }
+        self.take_slot_waiters()
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("remote", &self.remote)
+            .field("phase", &*self.phase.borrow())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,100 @@
+//! The prefix of a message: its length in one byte, or 255 and four.
+//!
+//! Owns that layout and the trick by which a message is encoded in place behind a prefix whose size is not known yet.
+//! It must never look into a message. Look next at `proto/send.rs`, which encodes with it, and at the readers of bodies
+//! above `proto`, which cut messages out of chunks.
+
+use bytes::{BufMut, BytesMut};
+
+/// Bytes of the long prefix.
+pub(crate) const LONG_PREFIX: usize = 5;
+
+/// Longest message that the one-byte prefix can name.
+const SHORT_MAX: usize = 254;
+
+/// How many bytes the prefix of a message of this length takes.
+pub(crate) const fn prefix_len(message: usize) -> usize {
+    if message <= SHORT_MAX { 1 } else { LONG_PREFIX }
+}
+
+/// Appends the prefix of a message. Lengths above 32 bits are cut; senders refuse such messages before they come here.
+pub(crate) fn put_prefix(target: &mut BytesMut, message: usize) {
+    match u8::try_from(message) {
+        Ok(short) if message <= SHORT_MAX => target.put_u8(short),
+        _ => {
+            target.put_u8(u8::MAX);
+            target.put_u32(u32::try_from(message).unwrap_or(u32::MAX));
+        }
+    }
+}
+
+/// The length of the message at the front and of its prefix; `None` if the prefix is not all there.
+pub(crate) fn parse_prefix(bytes: &[u8]) -> Option<(usize, usize)> {
+    match *bytes {
+        [] => None,
+        [u8::MAX, a, b, c, d, ..] => Some((usize::try_from(u32::from_be_bytes([a, b, c, d])).ok()?, LONG_PREFIX)),
+        [u8::MAX, ..] => None,
+        [short, ..] => Some((usize::from(short), 1)),
+    }
+}
+
+/// Appends a message behind its prefix, encoded in place, and says how long the message is without it.
+///
+/// On `Err` the target may end in rubbish, and after a panic too: the caller truncates it to what it was before.
+pub(crate) fn encode_message<E>(
+    target: &mut BytesMut,
+    encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+) -> Result<usize, E> {
+    let start = target.len();
+    target.put_u8(0);
+    encode(target)?;
+    let message = target.len().saturating_sub(start + 1);
+    match u8::try_from(message) {
+        Ok(short) if message <= SHORT_MAX => {
+            if let Some(prefix) = target.get_mut(start) {
+                *prefix = short;
+            }
+        }
+        _ => {
+            let end = target.len();
+            target.put_bytes(0, LONG_PREFIX - 1);
+            target.copy_within(start + 1..end, start + LONG_PREFIX);
+            let length = u32::try_from(message).unwrap_or(u32::MAX).to_be_bytes();
+            target[start] = u8::MAX;
+            target[start + 1..start + LONG_PREFIX].copy_from_slice(&length);
+        }
+    }
+    Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+    use super::*;
+
+    #[test]
+    fn lengths_survive_the_round_trip_in_place_and_apart() {
+        for len in [0, 1, 253, 254, 255, 256, 70_000] {
+            let mut apart = BytesMut::from(&b"before"[..]);
+            put_prefix(&mut apart, len);
+            assert_eq!(apart.len(), 6 + prefix_len(len));
+            apart.put_bytes(7, len);
+            let mut in_place = BytesMut::from(&b"before"[..]);
+            let told = encode_message(&mut in_place, |target| {
+                target.put_bytes(7, len);
+                Ok::<(), ()>(())
+            });
+            assert_eq!(told, Ok(len));
+            assert_eq!(apart, in_place);
+            assert_eq!(parse_prefix(&apart[6..]), Some((len, prefix_len(len))));
+        }
+    }
+
+    #[test]
+    fn a_prefix_that_is_not_all_there_is_not_guessed() {
+        assert_eq!(parse_prefix(&[]), None);
+        for len in 1..5 {
+            assert_eq!(parse_prefix(&[255, 0, 0, 0, 0][..len]), None);
+        }
+    }
+}

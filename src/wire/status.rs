@@ -1,0 +1,114 @@
+//! STATUS: how a call's failure travels.
+//!
+//! Owns the map of section 8 and its translation from and to [`Status`]. It must never decide whether to try again.
+//! Look next at `status.rs` for what people see.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::frame::MAX_PAYLOAD;
+use super::strict;
+use crate::status::{Code, Execution, Status};
+
+/// Room, in bytes, that the map needs beside `message` and `details`.
+const OVERHEAD: usize = 128;
+
+/// A status on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WireStatus {
+    pub(crate) code: u8,
+    pub(crate) message: String,
+    /// Whether the handler may have run.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub(crate) ran: bool,
+    /// Milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) retry_after: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) details: Option<Bytes>,
+    /// Whether `details` is the method's own error.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) app: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_true(value: &bool) -> bool {
+    *value
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+impl WireStatus {
+    /// A status of a method that has run, or may have.
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code: code.number(), message: message.into(), ran: true, retry_after: None, details: None, app: false }
+    }
+
+    /// The payload of a STATUS frame. What does not fit one frame is cut from the message, and details that do not fit
+    /// are left out: the failure itself must get through.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let details = self.details.as_ref().map_or(0, Bytes::len);
+        if self.message.len() + details + OVERHEAD <= MAX_PAYLOAD {
+            return strict::encode(self);
+        }
+        let mut shorter = self.clone();
+        if details + OVERHEAD + 1024 > MAX_PAYLOAD {
+            shorter.details = None;
+            shorter.app = false;
+        }
+        let room = MAX_PAYLOAD - OVERHEAD - shorter.details.as_ref().map_or(0, Bytes::len);
+        let mut end = shorter.message.len().min(room);
+        while !shorter.message.is_char_boundary(end) {
+            end -= 1;
+        }
+        shorter.message.truncate(end);
+        strict::encode(&shorter)
+    }
+
+    /// Reads a payload.
+    pub(crate) fn decode(payload: &[u8]) -> Result<Self, String> {
+        let status: Self = strict::decode(payload)?;
+        if status.code == 0 {
+            return Err("code 0 is no failure".to_owned());
+        }
+        Ok(status)
+    }
+
+    /// The status that people see, with what the server said about execution.
+    pub(crate) fn into_status(self) -> Status {
+        let mut status = Status::new(Code::from_number(self.code), self.message).with_execution(if self.ran {
+            Execution::Done
+        } else {
+            Execution::Never
+        });
+        if let Some(millis) = self.retry_after {
+            status = status.with_retry_after(Duration::from_millis(u64::from(millis)));
+        }
+        if let Some(details) = self.details {
+            status = status.with_details(details);
+        }
+        status
+    }
+}
+
+impl From<&Status> for WireStatus {
+    fn from(status: &Status) -> Self {
+        Self {
+            code: status.code().number(),
+            message: status.message().to_owned(),
+            ran: status.execution() != Execution::Never,
+            retry_after: status.retry_after().map(|after| u32::try_from(after.as_millis()).unwrap_or(u32::MAX)),
+            details: status.details().cloned(),
+            app: status.is_application(),
+        }
+    }
+}

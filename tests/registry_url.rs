@@ -1,0 +1,83 @@
+//! Registries chosen by URL.
+//!
+//! Owns only tests. Look next at the tests of each registry.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod support;
+
+use picom::registry::{RegistryError, from_url};
+use support::instance;
+
+fn addresses(url: &str, service: &str) -> Vec<String> {
+    let found = from_url(url).unwrap().watch(service).current();
+    found.endpoints.iter().map(|endpoint| endpoint.addr.to_string()).collect()
+}
+
+fn refusal(url: &str) -> String {
+    match from_url(url) {
+        Err(RegistryError::Settings(text)) => text,
+        other => panic!("expected {url:?} to be refused, got {other:?}"),
+    }
+}
+
+#[test]
+fn fixed_takes_commas_semicolons_and_repeated_names() {
+    for url in [
+        "fixed://one=10.0.0.7:4000,10.0.0.8:4000;two=10.0.0.9:4000",
+        "fixed://one=10.0.0.7:4000,10.0.0.8:4000,two=10.0.0.9:4000",
+        "fixed://one=10.0.0.7:4000;two=10.0.0.9:4000;one=10.0.0.8:4000",
+        "fixed:// one = 10.0.0.7:4000 , 10.0.0.8:4000 ; two = 10.0.0.9:4000 ;",
+    ] {
+        assert_eq!(addresses(url, "one"), ["10.0.0.7:4000", "10.0.0.8:4000"], "{url}");
+        assert_eq!(addresses(url, "two"), ["10.0.0.9:4000"], "{url}");
+    }
+    assert_eq!(addresses("fixed://one=[::1]:4000", "one"), ["[::1]:4000"]);
+}
+
+#[test]
+fn fixed_refuses_what_it_cannot_read() {
+    assert!(refusal("fixed://10.0.0.7:4000").contains("belongs to no service"));
+    assert!(refusal("fixed://one=").contains("not an address"));
+    assert!(refusal("fixed://one=10.0.0.7").contains("10.0.0.7"));
+    assert!(refusal("fixed://o/ne=10.0.0.7:4000").contains("o/ne"));
+}
+
+#[tokio::test]
+async fn memory_is_shared_by_name() {
+    let url = "memory://registry_url";
+    let _registration = from_url(url).unwrap().register(instance("service1", "one", 4000)).await.unwrap();
+    assert_eq!(addresses(url, "service1"), ["127.0.0.1:4000"]);
+    assert!(refusal("memory://").contains("needs a name"));
+}
+
+#[test]
+fn unknown_schemes_are_told_the_known_ones() {
+    for url in ["manifest://127.0.0.1:3100", "broadcast://", "http://127.0.0.1:8500", "nothing", ""] {
+        let text = refusal(url);
+        assert!(text.contains("fixed://") && text.contains("memory://") && text.contains("consul://"), "{text}");
+    }
+    assert!(refusal("manifest://127.0.0.1:3100").contains("manifest"));
+}
+
+#[cfg(feature = "consul")]
+#[test]
+fn consul_is_described_with_its_address() {
+    let plain = from_url("consul://10.0.0.1:8500").unwrap();
+    assert_eq!(plain.describe(), "consul at http://10.0.0.1:8500");
+    plain.validate().expect("settings are checked also where there is no runtime");
+    let found = plain.watch("service1").current();
+    assert!(found.problem.as_deref().is_some_and(|text| text.contains("runtime")), "{found:?}");
+    let tls = from_url("consul+https://consul.example:8501?ttl=10s&dc=dc2&ns=team").unwrap();
+    assert_eq!(tls.describe(), "consul at https://consul.example:8501");
+}
+
+#[cfg(feature = "consul")]
+#[test]
+fn secrets_in_a_url_are_refused_and_not_repeated() {
+    for url in ["consul://u:hush@10.0.0.1:8500", "consul://10.0.0.1:8500?token=hush", "hush", "consul://hush:x"] {
+        let text = refusal(url);
+        assert!(!text.contains("hush"), "{text}");
+    }
+    assert!(refusal("consul://10.0.0.1:8500?ttl=0s").contains("TTL"));
+    assert!(refusal("consul+https://").contains("address"));
+}

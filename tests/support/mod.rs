@@ -1,0 +1,68 @@
+//! What tests share.
+//!
+//! Owns nothing itself. A test binary takes only what it needs, so unused parts are normal here. Look next at the
+//! modules.
+#![allow(dead_code, reason = "every test binary uses another part")]
+
+pub(crate) mod consul;
+pub(crate) mod fake_consul;
+
+use std::time::Duration;
+
+use picom::registry::{Endpoints, Instance, Registration, RegistrationState, Watch};
+use std::sync::Arc;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long a test waits for what must happen. Long, because a passing test never waits for it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An instance with nothing special about it.
+pub(crate) fn instance(service: &str, id: &str, port: u16) -> Instance {
+    Instance {
+        service: service.to_owned(),
+        id: id.to_owned(),
+        incarnation: 0xfeed_0000 + u64::from(port),
+        address: None,
+        port,
+        weight: 1,
+        zone: None,
+        tags: Vec::new(),
+        meta: Default::default(),
+    }
+}
+
+/// The first snapshot that fits; panics with the last one when none does in time.
+pub(crate) async fn until(watch: &mut Watch, what: &str, fits: impl Fn(&Endpoints) -> bool) -> Arc<Endpoints> {
+    let now = watch.current();
+    if fits(&now) {
+        return now;
+    }
+    let fitting = timeout(PATIENCE, async {
+        loop {
+            let snapshot = watch.changed().await;
+            if fits(&snapshot) {
+                return snapshot;
+            }
+        }
+    });
+    match fitting.await {
+        Ok(snapshot) => snapshot,
+        Err(_) => panic!("waited for {what}, but the snapshot is {:#?}", watch.current()),
+    }
+}
+
+/// Waits until the registration is in a state that fits.
+pub(crate) async fn state(registration: &Registration, what: &str, fits: impl Fn(&RegistrationState) -> bool) {
+    let mut states = registration.states();
+    let reached = timeout(PATIENCE, states.wait_for(|state| fits(state))).await;
+    assert!(matches!(reached, Ok(Ok(_))), "waited for {what}, but the registration is {:?}", registration.state());
+}
+
+/// Asks again and again until the answer is yes.
+pub(crate) async fn eventually(what: &str, mut yes: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !yes().await {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
