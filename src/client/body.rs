@@ -29,13 +29,14 @@ pub trait IntoBody<T>: Send + 'static {
     fn into_items(self) -> impl Stream<Item = Result<T, Status>> + Send + 'static;
 }
 
-impl<T: Send + 'static, S: Stream<Item = T> + Send + 'static> IntoBody<T> for S {
+// `Serialize` tells a compiler that looks for `T` the two apart: a `Result` with a `Status` is no item.
+impl<T: Serialize + Send + 'static, S: Stream<Item = T> + Send + 'static> IntoBody<T> for S {
     fn into_items(self) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
         self.map(Ok)
     }
 }
 
-impl<T: Send + 'static> IntoBody<T> for Streaming<T> {
+impl<T: Serialize + Send + 'static> IntoBody<T> for Streaming<T> {
     fn into_items(self) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
         self
     }
