@@ -196,8 +196,19 @@ impl Link {
     // ---- bodies
 
     /// Takes the next piece of the incoming body, giving back the credit of `release` bytes taken before.
-    pub(crate) fn poll_read(&self, id: StreamId, release: usize, cx: &Context<'_>) -> Poll<Read> {
+    /// What came with the beginning of an answer is put into `metadata`.
+    pub(crate) fn poll_read(
+        &self,
+        id: StreamId,
+        release: usize,
+        metadata: &mut Option<Box<Metadata>>,
+        cx: &Context<'_>,
+    ) -> Poll<Read> {
         let mut state = self.lock();
+        // Before reading: the end of a stream frees its slot for another one.
+        if state.proto.is_open(id) && metadata.is_none() {
+            *metadata = state.slot(id).metadata.take();
+        }
         let read = state.proto.read(id, release);
         if matches!(read, Read::Pending) {
             let slot = state.slot(id);
@@ -322,11 +333,6 @@ impl Link {
     }
 
     // ---- the connection
-
-    /// What came with the beginning of the answer; the caller must still hold the call.
-    pub(crate) fn take_metadata(&self, id: StreamId) -> Metadata {
-        self.lock().slot(id).metadata.take().map(|metadata| *metadata).unwrap_or_default()
-    }
 
     /// Closes the connection as soon as no call is open.
     pub(crate) fn close_when_idle(&self) {
