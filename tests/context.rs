@@ -49,14 +49,18 @@ fn seen() -> Methods {
 async fn metadata_travels_both_ways() {
     let pair = pair(seen()).await;
     let call = pair.client.fetch::<Entries>(SERVICE, "seen", ());
-    let (seen, info) =
-        call.metadata("tenant", "acme").metadata_inherited("trace.id", "größe").metadata("empty", "").with_info().await.unwrap();
+    let (seen, info) = call
+        .metadata("tenant", "acme")
+        .metadata_inherited("trace.id", "größe")
+        .metadata("empty", "")
+        .with_info()
+        .await
+        .unwrap();
     let expected = [("tenant", "acme"), ("trace.id", "größe"), ("empty", "")];
     assert_eq!(seen, expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
     assert!(info.metadata().is_empty(), "an answer without metadata has none: {:?}", info.metadata());
     for method in ["tag", "tag_later"] {
-        let (_, info) =
-            pair.client.fetch::<String>(SERVICE, method, args! { tag: "blue" }).with_info().await.unwrap();
+        let (_, info) = pair.client.fetch::<String>(SERVICE, method, args! { tag: "blue" }).with_info().await.unwrap();
         assert_eq!(info.metadata().get("tag"), Some("blue"), "{method}");
         assert_eq!(info.endpoint(), pair.exposed.local_addr());
         assert_eq!(info.attempts(), 1);
@@ -148,7 +152,9 @@ async fn chain(registry: &Memory) -> Vec<Picom> {
                 let node = detached.clone();
                 async move {
                     let call = async { node.fetch::<Entries>("back", "seen", ()).await };
-                    let in_task = tokio::spawn(Context::detached(async { Context::current().is_some_and(|cx| cx.deadline().is_none()) }));
+                    let in_task = tokio::spawn(Context::detached(async {
+                        Context::current().is_some_and(|cx| cx.deadline().is_none())
+                    }));
                     assert!(in_task.await.unwrap(), "a detached future has no deadline");
                     Context::detached(call).await
                 }

@@ -58,7 +58,7 @@ struct Replay {
 
 impl Body {
     pub(super) fn new<T: Serialize + Send + 'static>(items: impl IntoBody<T>) -> Self {
-        let items = items.into_items().map(|item| item.map_err(|status| WireStatus::from(&status)));
+        let items = items.into_items().map(|item| item.map_err(|status| WireStatus::from(&status.passed_on())));
         // The server's own limit refuses items that are too long, with its own words.
         let source = Box::pin(Packed::new(items, u64::MAX));
         Self(Arc::new(Mutex::new(Replay { source, sent: Vec::new(), size: 0, overflowed: false, failed: None })))
