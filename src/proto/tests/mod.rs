@@ -2,4 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod basics;
+mod encode;
+mod ends;
+mod flow;
+mod handshake;
+mod hostile;
+mod liveness;
 mod support;
