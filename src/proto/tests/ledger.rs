@@ -214,9 +214,8 @@ impl World {
             for id in self.client.ids.clone() {
                 while self.client.read(id, true) {}
             }
-            let idle = |end: &End| {
-                end.machine.open_calls() == 0 && !end.machine.wants_transmit() && end.pipe.is_empty()
-            };
+            let idle =
+                |end: &End| end.machine.open_calls() == 0 && !end.machine.wants_transmit() && end.pipe.is_empty();
             if idle(&self.client) && idle(&self.server) {
                 return;
             }

@@ -10,4 +10,5 @@ mod handshake;
 mod hostile;
 mod ledger;
 mod liveness;
+mod simulation;
 mod support;
