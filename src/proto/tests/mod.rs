@@ -12,3 +12,4 @@ mod ledger;
 mod liveness;
 mod simulation;
 mod support;
+mod vectors;

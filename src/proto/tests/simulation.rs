@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
 
 use super::support::*;
-use crate::proto::{Batch, Config, Connection, Error, Event, Failure, Open, OpenError, Read, SendState};
+use crate::proto::{Batch, Config, Connection, Error, Event, Failure, Open, OpenError, Read, SendError, SendState};
 use crate::status::{Code, Status};
 use crate::wire::{Refusal, StreamId, WireStatus, parse_prefix};
 
@@ -573,7 +573,9 @@ impl World {
         let items: VecDeque<Vec<u8>> = plan.download.iter().enumerate().map(|(n, len)| item(number, n, *len)).collect();
         match plan.handling {
             Handling::Unary | Handling::Early => {
-                self.server.answer(id, None, put(&items[0])).unwrap();
+                let answered = self.server.answer(id, None, put(&items[0]));
+                // Unless the stream is gone; the event that says so is on its way.
+                assert!(matches!(answered, Ok(()) | Err(SendError::Over)));
                 self.handled.remove(&id);
             }
             Handling::Refuse => {
