@@ -202,7 +202,7 @@ fn cancels_are_told_and_stale_ones_ignored() {
     pair.server.start_answer(id, None);
     pair.server.send(id, put(&[1; 500_000])).unwrap();
     pair.server.is_full(id);
-    pair.to_client().unwrap();
+    pair.reach_client().unwrap();
     pair.client.cancel(id);
     pair.client.cancel(id);
     pair.run();
@@ -284,7 +284,7 @@ fn a_deadline_that_has_passed_is_not_none() {
     let mut pair = Pair::ready();
     let deadline = pair.now - Duration::from_millis(1);
     let id = pair.open_with(Open { deadline: Some(deadline), ..call("slow") }, b"");
-    pair.to_server().unwrap();
+    pair.reach_server().unwrap();
     let event = pair.server_events.pop_front();
     let Some(Event::Call { deadline: Some(_), .. }) = event else { panic!("{event:?}") };
     pair.client.handle_timeout(pair.now).unwrap();
@@ -374,9 +374,9 @@ fn a_drain_keeps_what_was_accepted_and_frees_the_rest_for_others() {
     pair.server.drain();
     assert!(pair.server.is_draining() && !pair.client.is_draining());
     // The late call crosses the DRAIN.
-    pair.to_server().unwrap();
+    pair.reach_server().unwrap();
     assert!(pair.server_events.is_empty());
-    pair.to_client().unwrap();
+    pair.reach_client().unwrap();
     assert!(pair.client.is_draining());
     assert_eq!(pair.client_events, [Event::Draining, Event::Readable(late)]);
     assert_eq!(pair.client.open(call("add"), pair.now, put(b"")), Err(OpenError::Draining));
@@ -387,11 +387,11 @@ fn a_drain_keeps_what_was_accepted_and_frees_the_rest_for_others() {
     pair.run();
     assert_eq!(read_messages(&mut pair.server, accepted).len(), 2);
     pair.server.answer(accepted, None, put(b"3")).unwrap();
-    pair.to_client().unwrap();
+    pair.reach_client().unwrap();
     assert_eq!(read_messages(&mut pair.client, accepted), [b"3"]);
     pair.assert_clean();
     assert!(pair.client.is_closed(), "the client leaves after its last call");
-    let error = pair.to_server().unwrap_err();
+    let error = pair.reach_server().unwrap_err();
     assert_eq!(error, Error::PeerClosed { reason: CloseReason::Done, text: String::new() });
 }
 
@@ -399,8 +399,8 @@ fn a_drain_keeps_what_was_accepted_and_frees_the_rest_for_others() {
 fn a_drain_before_the_handshake_comes_with_it() {
     let mut pair = Pair::fresh(client_config(), server_config());
     pair.server.drain();
-    pair.to_server().unwrap();
-    pair.to_client().unwrap();
+    pair.reach_server().unwrap();
+    pair.reach_client().unwrap();
     assert_eq!(pair.client_events, [Event::Ready, Event::Draining]);
     assert!(pair.client.is_closed());
 }
@@ -454,7 +454,7 @@ fn nothing_follows_a_close() {
     assert_eq!(pair.server.send(id, put(b"")), Err(SendError::Over));
     pair.server.fail(id, &WireStatus::new(Code::Internal, ""));
     pair.sent = Default::default();
-    let error = pair.to_client().unwrap_err();
+    let error = pair.reach_client().unwrap_err();
     assert_eq!(error.to_string(), "the peer closed the connection: shutting down: now");
     assert_eq!(kinds(&pair.sent.1).last(), Some(&Kind::Close));
     assert!(!pair.server.wants_transmit());

@@ -144,7 +144,7 @@ fn data_for_a_stream_that_is_over_gives_its_credit_back_at_once() {
     pair.client.send(id, put(&[0; 100_000])).unwrap();
     // The answer and the upload cross.
     pair.server.answer(id, None, put(b"")).unwrap();
-    pair.to_server().unwrap();
+    pair.reach_server().unwrap();
     assert!(pair.server.window.is_whole());
     pair.run();
     read_messages(&mut pair.client, id);
@@ -152,7 +152,7 @@ fn data_for_a_stream_that_is_over_gives_its_credit_back_at_once() {
     let id = pair.call("dump", b"", true);
     pair.server.answer(id, None, put(&[0; 100_000])).unwrap();
     pair.client.cancel(id);
-    pair.to_client().unwrap();
+    pair.reach_client().unwrap();
     assert!(pair.client.window.is_whole());
     pair.run();
     pair.assert_clean();
@@ -257,7 +257,7 @@ fn much_that_waits_stops_new_calls_until_it_is_written() {
     }
     assert!((200..300).contains(&opened), "{opened}");
     assert!(!pair.client.is_congested(), "a client goes on receiving");
-    pair.to_server().unwrap();
+    pair.reach_server().unwrap();
     assert_eq!(pair.client_events, [Event::SlotFree]);
     for event in std::mem::take(&mut pair.server_events) {
         if let Event::Call { id, .. } = event {

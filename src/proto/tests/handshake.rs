@@ -125,8 +125,8 @@ fn a_wrong_service_and_a_wrong_incarnation_are_refused_by_either_side() {
 fn a_refused_client_learns_the_reason() {
     let server = Config { service: "other".into(), ..server_config() };
     let mut pair = Pair::fresh(client_config(), server);
-    assert!(pair.to_server().is_err());
-    let Err(Error::PeerClosed { reason, text }) = pair.to_client() else { panic!("no reason") };
+    assert!(pair.reach_server().is_err());
+    let Err(Error::PeerClosed { reason, text }) = pair.reach_client() else { panic!("no reason") };
     assert_eq!(reason, CloseReason::WrongService);
     assert_eq!(text, "the peer offers the service \"other\", not \"calculator\"");
 }
@@ -216,6 +216,6 @@ fn a_slow_handshake_ends_after_five_seconds() {
 fn a_server_that_is_busy_says_so_before_the_handshake() {
     let mut pair = Pair::fresh(client_config(), server_config());
     pair.server.close(CloseReason::Busy, "10000 connections");
-    let error = pair.to_client().unwrap_err();
+    let error = pair.reach_client().unwrap_err();
     assert_eq!(error.to_string(), "the peer closed the connection: busy: 10000 connections");
 }

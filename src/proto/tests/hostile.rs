@@ -152,7 +152,7 @@ fn bodies_that_break_a_rule_are_errors() {
 #[test]
 fn cancelling_too_often_before_the_answer_ends_the_connection() {
     let mut pair = Pair::ready();
-    let mut cycle = |pair: &mut Pair, number: u16| {
+    let cycle = |pair: &mut Pair, number: u16| {
         let id = StreamId::new(0, number);
         let flags = if number == 1 { Flags::NAME } else { Flags::NONE };
         let head = if number == 1 { CALL } else { b"\0\x01\0\0\0\0\0" };

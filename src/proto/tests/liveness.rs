@@ -91,8 +91,8 @@ fn an_idle_client_leaves_and_an_idle_server_asks_it_to() {
     pair.advance(seconds(10));
     let id = pair.open("add", b"", true);
     pair.server.handle_timeout(pair.now).unwrap();
-    pair.to_server().unwrap();
-    pair.to_client().unwrap();
+    pair.reach_server().unwrap();
+    pair.reach_client().unwrap();
     assert_eq!(read_all(&mut pair.client, id).1, Rest::Failed(crate::proto::Failure::NotAccepted));
     let close = frames(&transmit(&mut pair.client)).pop().unwrap();
     assert_eq!(parse_close(&close.payload).0, CloseReason::Done);

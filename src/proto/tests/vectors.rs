@@ -30,7 +30,7 @@ impl Scribe {
     fn say(&mut self, from: char) {
         self.pair.sent = Default::default();
         // The last frame of a connection is an error to who receives it.
-        if from == '>' { self.pair.to_server() } else { self.pair.to_client() }.ok();
+        if from == '>' { self.pair.reach_server() } else { self.pair.reach_client() }.ok();
         let bytes = if from == '>' { &self.pair.sent.0 } else { &self.pair.sent.1 };
         let lines = &mut self.blocks.last_mut().unwrap().1;
         let mut rest = &bytes[..];
