@@ -139,7 +139,16 @@ impl<A: Arguments> Attempts<A> {
 
     /// Opens the call; `None` means: go on with another attempt.
     async fn open(&mut self, mut target: Arc<Target>, mut link: Arc<Link>) -> Result<Option<Attempt>, Failed> {
+        let mut waited = false;
         loop {
+            if self.has_deadline_passed() {
+                let status = Status::deadline_exceeded(if waited {
+                    "the connection had its limit of open calls until the deadline"
+                } else {
+                    "the deadline passed before the call was sent"
+                });
+                return Err(self.failed(Some(&target), status.with_execution(Execution::Never)));
+            }
             let head = Open {
                 method: self.method.name(),
                 deadline: self.settled.deadline.map(Instant::into_std),
@@ -168,15 +177,13 @@ impl<A: Arguments> Attempts<A> {
                     self.go_on(&target, Class::NeverSent, status, None).await?;
                     return Ok(None);
                 }
-                OpenError::Full if self.has_deadline_passed() => {
-                    Status::deadline_exceeded("the connection had its limit of open calls until the deadline")
-                }
                 OpenError::Full => {
                     let elsewhere = if self.settled.on.is_none() { self.pool.with_room() } else { None };
                     if let Some(other) = elsewhere {
                         (target, link) = other;
                         continue;
                     }
+                    waited = true;
                     let free = link.slot_free();
                     let until = self.settled.deadline.unwrap_or_else(|| Instant::now() + crate::options::DEADLINE);
                     // Either a place is free or the deadline has passed, which the next round finds out.
