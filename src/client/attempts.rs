@@ -26,6 +26,7 @@ use crate::service;
 use crate::status::{Execution, Status};
 use crate::transport::link::Link;
 use crate::wire::Refusal;
+use crate::wire::head::MAX_NAME;
 
 /// What was settled when the call began.
 #[derive(Debug)]
@@ -169,6 +170,10 @@ impl<A: Arguments> Attempts<A> {
             };
             let status = match error {
                 OpenError::Encode(text) => Status::invalid_argument(text),
+                OpenError::TooLarge { .. } if self.method.name().len() > MAX_NAME => Status::invalid_argument(format!(
+                    "a method's name has 1 to {MAX_NAME} bytes, this one {}",
+                    self.method.name().len()
+                )),
                 OpenError::TooLarge { len, limit } => Status::invalid_argument(format!(
                     "arguments of {len} bytes exceed the server's limit of {limit}; raise `max_message` there or stream them"
                 )),
