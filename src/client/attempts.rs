@@ -215,7 +215,11 @@ impl<A: Arguments> Attempts<A> {
                 return Err(self.failed(Some(&target), status));
             }
             BodyError::TooLong { len, limit } => {
-                let text = format!("an answer of {len} bytes exceeds the limit of {limit}; raise `max_message` here");
+                let option = match self.method.described().and_then(|method| method.max_response) {
+                    Some(_) => "`max_response` of the method",
+                    None => "`max_message` here",
+                };
+                let text = format!("an answer of {len} bytes exceeds the limit of {limit}; raise {option}");
                 let status = Status::resource_exhausted(text).with_execution(Execution::Done);
                 return Err(self.failed(Some(&target), status));
             }
@@ -322,6 +326,9 @@ impl<A: Arguments> Attempts<A> {
 /// What a failure to connect means to the caller.
 fn connect_status(error: &Arc<Error>) -> Status {
     let text = match &**error {
+        Error::Io { kind: std::io::ErrorKind::UnexpectedEof, .. } => {
+            "the peer closed the connection before hello".to_owned()
+        }
         Error::Io { kind, .. } if *kind != std::io::ErrorKind::TimedOut && *kind != std::io::ErrorKind::Other => {
             kind.to_string()
         }
