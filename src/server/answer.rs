@@ -35,9 +35,17 @@ pub fn answer<T: Serialize + Send + 'static, E: Fault>(mut call: Incoming, resul
         }
         call.answered();
         call.link.start_answer(call.id, metadata);
-        // The peer may have gone; then there is nobody to answer.
-        let _ = pack::send_bytes(&call.link, call.id, bytes.clone());
-        call.link.finish(call.id);
+        match pack::long(bytes.clone()) {
+            Ok(piece) => {
+                // The peer may have gone; then there is nobody to answer.
+                let _ = call.link.send(call.id, piece);
+                call.link.finish(call.id);
+            }
+            Err(error) => {
+                let status = Status::internal(format!("the answer cannot be encoded: {error}"));
+                call.link.fail(call.id, &WireStatus::from(&status));
+            }
+        }
         return;
     }
     match call.link.answer(call.id, metadata, |out| message::encode(&value, out)) {

@@ -215,10 +215,8 @@ impl<H: Handler> Driver<H> {
         let now = Instant::now().into_std();
         let mut state = self.link.lock();
         let received = state.proto.receive(&mut self.buffer, now);
-        let wanted = state.proto.wanted(&self.buffer);
         let became_ready = take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
         drop(state);
-        self.buffer.reserve(wanted);
         self.wakers.drain(..).for_each(Waker::wake);
         if became_ready {
             self.link.set_phase(Phase::Ready);
