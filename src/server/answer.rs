@@ -16,6 +16,7 @@ use crate::status::Status;
 use crate::wire::WireStatus;
 
 /// Ends the call with a status.
+#[allow(clippy::needless_pass_by_value, reason = "generated code hands over what it is done with")]
 pub fn fail(mut call: Incoming, status: Status) {
     call.answered();
     call.link.fail(call.id, &WireStatus::from(&status));

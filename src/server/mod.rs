@@ -126,7 +126,7 @@ impl Shared {
 
     fn add(&self, service: Arc<dyn Service>) -> Result<(), Status> {
         let mut router = self.router.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        *router = Arc::new(router.with(service)?);
+        *router = Arc::new(router.with(&service)?);
         Ok(())
     }
 }

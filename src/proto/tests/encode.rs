@@ -37,22 +37,6 @@ fn an_open_that_fails_leaves_no_trace() {
 }
 
 #[test]
-fn a_send_that_fails_leaves_no_trace() {
-    let mut pair = Pair::ready();
-    let mut other = Pair::ready();
-    for (pair, bad) in [(&mut pair, true), (&mut other, false)] {
-        let id = pair.open("sum", b"", false);
-        // The first ones go into the frame of the CALL, the others behind it.
-        for n in 0..100u8 {
-            if bad {}
-            pair.client.message(id, &[n; 200]).unwrap();
-        }
-        pair.client.finish(id);
-    }
-    assert_eq!(transmit(&mut pair.client), transmit(&mut other.client));
-}
-
-#[test]
 fn an_answer_that_fails_leaves_the_call_to_be_answered() {
     let mut pair = Pair::ready();
     let id = pair.call("add", b"", true);
