@@ -28,13 +28,14 @@ pub trait IntoBody<T>: Send + 'static {
     fn into_items(self) -> impl Stream<Item = Result<T, Status>> + Send + 'static;
 }
 
-impl<T: Send + 'static, S: Stream<Item = T> + Send + 'static> IntoBody<T> for S {
+// `Serialize` tells a compiler that looks for `T` the two apart: a `Result` with a `Status` is no item.
+impl<T: Serialize + Send + 'static, S: Stream<Item = T> + Send + 'static> IntoBody<T> for S {
     fn into_items(self) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
         self.map(Ok)
     }
 }
 
-impl<T: Send + 'static> IntoBody<T> for Streaming<T> {
+impl<T: Serialize + Send + 'static> IntoBody<T> for Streaming<T> {
     fn into_items(self) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
         self
     }
@@ -56,7 +57,7 @@ struct Replay {
 
 impl Body {
     pub(super) fn new<T: Serialize + Send + 'static>(items: impl IntoBody<T>) -> Self {
-        let items = items.into_items().map(|item| item.map_err(|status| WireStatus::from(&status)));
+        let items = items.into_items().map(|item| item.map_err(|status| WireStatus::from(&status.passed_on())));
         // The server's own limit refuses items that are too long, with its own words.
         let source = Box::pin(Packed::new(items, u64::MAX));
         Self(Arc::new(Mutex::new(Replay { source, sent: Vec::new(), size: 0, overflowed: false, failed: None })))

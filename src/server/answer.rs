@@ -26,7 +26,7 @@ pub fn fail(mut call: Incoming, status: Status) {
 pub fn answer<T: Serialize + Send + 'static, E: Fault>(mut call: Incoming, result: Result<T, E>) {
     let value = match result {
         Ok(value) => value,
-        Err(error) => return fail(call, error.into_status()),
+        Err(error) => return fail(call, error.into_status().passed_on()),
     };
     let metadata = call.context().take_answer_metadata();
     let metadata = (!metadata.is_empty()).then_some(&metadata);
@@ -71,7 +71,7 @@ where
 {
     match result {
         Ok(items) => stream(call, items.map(Ok)).await,
-        Err(error) => fail(call, error.into_status()),
+        Err(error) => fail(call, error.into_status().passed_on()),
     }
 }
 
@@ -83,8 +83,11 @@ where
     E: Fault,
 {
     match result {
-        Ok(items) => stream(call, items.map(|item| item.map_err(|error| WireStatus::from(&error.into_status())))).await,
-        Err(error) => fail(call, error.into_status()),
+        Ok(items) => {
+            let failure = |error: E| WireStatus::from(&error.into_status().passed_on());
+            stream(call, items.map(|item| item.map_err(failure))).await;
+        }
+        Err(error) => fail(call, error.into_status().passed_on()),
     }
 }
 

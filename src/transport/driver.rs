@@ -302,18 +302,15 @@ fn eof(rest: &[u8]) -> Error {
     Error::Io { kind: io::ErrorKind::UnexpectedEof, text: text.to_owned() }
 }
 
-/// Sorts what the machine says: wakers of those who wait, the rest for the handler. Says whether hello is through.
+/// Wakes those who wait and takes the rest for the handler. Says whether hello is through.
 fn take_events(link: &Link, state: &mut State, wakers: &mut Vec<Waker>, events: &mut VecDeque<Event>) -> bool {
     let mut became_ready = false;
-    while let Some(event) = state.proto.poll_event() {
+    state.take_wakers(wakers);
+    while let Some(event) = state.events.pop_front() {
         match event {
-            Event::Readable(id) => wakers.extend(state.take_reader(id)),
-            Event::Writable(id) => wakers.extend(state.take_writer(id)),
-            Event::SlotFree => wakers.extend(state.take_slot_waiters()),
-            Event::Answer { id, metadata } => Link::keep_metadata(state, id, metadata),
             Event::Ready => became_ready = true,
             Event::Draining => link.set_phase(Phase::Draining),
-            Event::Call { .. } | Event::Cancelled(_) | Event::Expired(_) => events.push_back(event),
+            event => events.push_back(event),
         }
     }
     became_ready
