@@ -18,7 +18,7 @@ use tokio::task::AbortHandle;
 use super::WriteHalf;
 use crate::metadata::Metadata;
 use crate::proto::{
-    Batch, CloseReason, Connection, Error, Open, OpenError, Over, Peer, Read, Refusal, SendError, SendState,
+    Batch, CloseReason, Connection, Error, Event, Open, OpenError, Over, Peer, Read, Refusal, SendError, SendState,
 };
 use crate::wire::{StreamId, WireStatus};
 
