@@ -99,7 +99,7 @@ impl Picom {
         let service: Arc<dyn Service> = Arc::new(service);
         let mut exposed = self.inner.exposed.lock().await;
         if let Some(exposing) = &*exposed {
-            exposing.server.add(service)?;
+            exposing.server.add(&service)?;
             return Ok(Exposed::new(exposing));
         }
         let Inner { name, options, incarnation, .. } = &*self.inner;
@@ -107,7 +107,7 @@ impl Picom {
         let server = Server::start(name, *incarnation, options.clone()).await.map_err(|error| {
             Status::failed_precondition(format!("cannot listen on {asked}: {}", error.kind())).with_source(error)
         })?;
-        server.add(service)?;
+        server.add(&service)?;
         let instance = self.instance(server.local_addr());
         let registration = registry.register(instance).await.map_err(refused)?;
         if let RegistrationState::Retrying(reason) | RegistrationState::Denied(reason) = registration.state() {

@@ -75,12 +75,11 @@ impl Connection {
         self.phase == Phase::Ready && stream.sending == Sending::Open
     }
 
-    /// Whether this side's direction of the stream goes on; asking counts as waiting for [`Event::Writable`], which also
-    /// tells that it is over.
+    /// Whether this side's direction of the stream goes on; whoever asks is told by [`Event::Writable`] when it is over.
     pub(crate) fn is_sending(&mut self, id: StreamId) -> bool {
         let Some(stream) = self.streams.get_mut(id) else { return false };
         let open = stream.sending == Sending::Open;
-        stream.waiting |= open;
+        stream.watching |= open;
         open
     }
 
