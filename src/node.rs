@@ -120,9 +120,16 @@ impl Picom {
     fn instance(&self, local: SocketAddr) -> Instance {
         let Inner { name, incarnation, options, .. } = &*self.inner;
         let address = options.advertise.or((!local.ip().is_unspecified()).then(|| local.ip()));
+        // With a fixed port a process that comes back after a crash takes over the entry that it left; with a random one
+        // it would take over somebody else's.
+        let place = address.map_or_else(|| "any".to_owned(), |address| address.to_string());
+        let id = match options.port {
+            0 => format!("{name}-{place}-{}-{incarnation:016x}", local.port()),
+            port => format!("{name}-{place}-{port}"),
+        };
         Instance {
             service: name.to_string(),
-            id: format!("{name}-{}-{incarnation:016x}", local.port()),
+            id,
             incarnation: *incarnation,
             address,
             port: local.port(),
