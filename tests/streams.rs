@@ -71,7 +71,7 @@ async fn empty_streams_and_empty_items_are_what_they_are() {
     let length: usize = pair.client.fetch(SERVICE, "length", ()).body(stream::empty::<Bytes>()).await.unwrap();
     assert_eq!(length, 0);
     let echo = pair.client.fetch::<Bytes>(SERVICE, "echo", ()).body(stream::empty::<Bytes>()).multiple().await;
-    assert_eq!(echo.unwrap(), [Bytes::new(); 0]);
+    assert!(echo.unwrap().is_empty());
     let empties = vec![Bytes::new(); 10_000];
     let echo: Vec<Bytes> =
         pair.client.fetch(SERVICE, "echo", ()).body(stream::iter(empties.clone())).multiple().await.unwrap();

@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 use tokio::sync::Mutex;
@@ -15,7 +14,7 @@ use tokio::sync::Mutex;
 use crate::pack::{self, Packed, Pieces};
 use crate::status::Status;
 use crate::streaming::Streaming;
-use crate::transport::link::Link;
+use crate::transport::link::{Link, Piece};
 use crate::wire::{StreamId, WireStatus};
 
 /// Bytes of a body that are remembered, so that a call which was not processed can be tried on another host.
@@ -48,7 +47,7 @@ pub(crate) struct Body(Arc<Mutex<Replay>>);
 
 struct Replay {
     source: Pieces,
-    sent: Vec<Bytes>,
+    sent: Vec<Piece>,
     size: usize,
     /// More was sent than is remembered.
     overflowed: bool,
@@ -92,7 +91,7 @@ struct Again<'a> {
 }
 
 impl Stream for Again<'_> {
-    type Item = Result<Bytes, WireStatus>;
+    type Item = Result<Piece, WireStatus>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;

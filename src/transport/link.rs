@@ -18,16 +18,30 @@ use tokio::task::AbortHandle;
 use super::WriteHalf;
 use crate::metadata::Metadata;
 use crate::proto::{
-    Batch, CloseReason, Connection, Error, Event, Open, OpenError, Peer, Read, Refusal, SendError, SendState,
+    Batch, CloseReason, Connection, Error, Event, Open, OpenError, Over, Peer, Read, Refusal, SendError, SendState,
 };
 use crate::wire::{StreamId, WireStatus};
 
 /// Pieces that one write hands to the kernel at most; more are written in the next turn.
 const MAX_SLICES: usize = 64;
 
-/// The stream, or this direction of it, is over: nobody wants what was to be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Over;
+/// A part of an outgoing body; prefixes are in it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Piece {
+    /// Whole messages.
+    Packed(Bytes),
+    /// One message whose bytes go by reference.
+    Long { head: Bytes, body: Bytes },
+}
+
+impl Piece {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Packed(messages) => messages.len(),
+            Self::Long { head, body } => head.len() + body.len(),
+        }
+    }
+}
 
 /// How far a connection has come.
 #[derive(Clone, Debug)]
@@ -222,12 +236,15 @@ impl Link {
         Poll::Ready(read)
     }
 
-    /// Appends to the outgoing body; messages carry their prefix already.
-    pub(crate) fn send(&self, id: StreamId, body: Bytes) -> Result<SendState, Over> {
+    /// Appends to the outgoing body.
+    pub(crate) fn send(&self, id: StreamId, piece: Piece) -> Result<SendState, Over> {
         let mut state = self.lock();
-        let sent = state.proto.send_packed(id, body);
+        let sent = match piece {
+            Piece::Packed(messages) => state.proto.send(id, messages),
+            Piece::Long { head, body } => state.proto.send_parts(id, head, body),
+        };
         self.kick(state);
-        sent.map_err(|_| Over)
+        sent
     }
 
     /// Waits until the outgoing body has room, or is over.
