@@ -132,25 +132,29 @@ async fn one_of_two_instances_disappears_at_once_and_the_last_is_remembered_as_u
     two.leave().await.unwrap();
     let remembered = until(&mut watch, "the last one unhealthy", |e| healthy(e) == 0).await;
     assert_eq!(remembered.endpoints.len(), 1, "{remembered:?}");
-    assert!(remembered.usable().is_empty());
+    assert!(matches!(remembered.freshness, Freshness::Stale(_)), "{remembered:?}");
+    assert_eq!(remembered.usable().len(), 1, "for want of others");
     assert!(remembered.problem.as_deref().unwrap().contains("remembered"), "{remembered:?}");
     let empty = until(&mut watch, "nobody after the grace", |e| e.endpoints.is_empty()).await;
     assert_eq!(empty.freshness, Freshness::Live);
 }
 
 #[tokio::test]
-async fn an_agent_that_lost_its_memory_is_told_again() {
+async fn an_agent_that_lost_its_memory_is_told_again_and_nobody_is_lost_over_it() {
     let Some(mut agent) = Agent::start().await else { return };
     let registry = consul(&agent);
     let registration = registry.register(instance("service1", "one", 4000)).await.unwrap();
     let mut watch = registry.watch("service1");
     until(&mut watch, "the instance", |e| healthy(e) == 1).await;
+    let mut callers = watch.clone();
+    let callers = tokio::spawn(async move { while callers.changed().await.usable().len() == 1 {} });
     agent.restart_empty().await;
-    eventually("the instance is listed and passing again", async || checks_of(&agent, "one").await == ["passing"])
-        .await;
+    let listed = async || checks_of(&agent, "one").await == ["passing"];
+    eventually("the instance is listed and passing again", listed).await;
     registered(&registration).await;
     let again = until(&mut watch, "the instance again", |e| healthy(e) == 1 && e.freshness == Freshness::Live).await;
     assert_eq!(again.endpoints[0].id, "one");
+    assert!(!callers.is_finished(), "for a moment there was nobody to call");
 }
 
 #[tokio::test]
@@ -234,6 +238,8 @@ async fn failing_checks_put_an_instance_into_a_lower_tier() {
     agent.put("/v1/agent/check/register", &json!({"ID": "disk", "Name": "disk", "TTL": "10m"})).await;
     let found = until(&mut watch, "no healthy one", |e| healthy(e) == 0).await;
     assert_eq!(found.endpoints[0].tier, Tier::Doubtful);
+    let used: Vec<_> = found.usable().iter().map(|e| e.id.clone()).collect();
+    assert_eq!(used, ["good", "odd"], "who fails its own check is not called");
 }
 
 #[tokio::test]

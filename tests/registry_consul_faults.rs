@@ -145,7 +145,8 @@ async fn an_empty_answer_does_not_wipe_a_good_list() {
     let kept = until(&mut watch, "the remembered ones", |e| e.problem.is_some()).await;
     assert_eq!(ids(&kept), ["one", "two"]);
     assert!(kept.endpoints.iter().all(|endpoint| endpoint.tier == Tier::Unhealthy), "{kept:?}");
-    assert_eq!(kept.freshness, Freshness::Live);
+    assert!(matches!(kept.freshness, Freshness::Stale(_)), "{kept:?}");
+    assert_eq!(kept.usable().len(), 2, "calls find out for themselves who is there");
     fake.becomes(listing(102, &[entry("one", 1)]));
     let back = until(&mut watch, "the one that came back", |e| live(e, &["one"])).await;
     assert_eq!(back.endpoints[0].tier, Tier::Healthy);

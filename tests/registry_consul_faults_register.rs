@@ -131,6 +131,23 @@ async fn two_failed_beats_lead_to_another_registration_and_one_does_not() {
 }
 
 #[tokio::test]
+async fn beats_go_on_while_a_registration_gets_no_answer() {
+    // As with an agent whose cluster has no leader: it takes the instance, but its answer comes too late.
+    let fake = FakeConsul::start(good()).await;
+    let registration = register(&fake).await;
+    let healthy = good();
+    let beats = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&beats);
+    fake.becomes(move |request| match request.verb() {
+        "register" => Reply::Hang,
+        "pass" if beats.fetch_add(1, Ordering::SeqCst) < 2 => Reply::text(500, "trouble"),
+        _ => healthy(request),
+    });
+    fake.asked("beats that work again", |_| seen.load(Ordering::SeqCst) >= 5).await;
+    registered(&registration).await;
+}
+
+#[tokio::test]
 async fn a_refusal_for_lack_of_rights_is_shown_and_not_hammered() {
     let fake = FakeConsul::start(|_| Reply::text(403, "Permission denied: Missing service:write on service1")).await;
     let registration = register(&fake).await;

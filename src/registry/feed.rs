@@ -40,10 +40,14 @@ impl Publisher {
         self.publish(Freshness::Live, Some(endpoints), problem);
     }
 
-    /// The registry gave this list but does not stand by it.
+    /// This list is the best there is, but the registry does not stand by it.
     #[cfg(feature = "consul")]
     pub(super) fn stale(&self, endpoints: Vec<Endpoint>, problem: String) {
-        self.publish(Freshness::Stale(Instant::now()), Some(endpoints), Some(problem));
+        let since = match self.0.borrow().freshness {
+            Freshness::Stale(since) => since,
+            Freshness::Never | Freshness::Live => Instant::now(),
+        };
+        self.publish(Freshness::Stale(since), Some(endpoints), Some(problem));
     }
 
     /// The registry cannot be asked: what is known stays, with the reason why it may be old.

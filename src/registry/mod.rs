@@ -204,9 +204,11 @@ impl Endpoints {
         Self { generation: 0, freshness: Freshness::Never, endpoints: Vec::new(), problem: None }
     }
 
-    /// The instances to use: the best tier that has any; [`Tier::Unhealthy`] ones are never among them.
+    /// The instances to use: the best tier that has any. [`Tier::Unhealthy`] ones are among them only while the
+    /// registry does not stand by the list and nothing else is known: then the calls themselves must find out.
     pub fn usable(&self) -> Vec<Arc<Endpoint>> {
-        for tier in [Tier::Healthy, Tier::Doubtful] {
+        let unhealthy = matches!(self.freshness, Freshness::Stale(_)).then_some(Tier::Unhealthy);
+        for tier in [Tier::Healthy, Tier::Doubtful].into_iter().chain(unhealthy) {
             let of_tier: Vec<_> = self.endpoints.iter().filter(|e| e.tier == tier).cloned().collect();
             if !of_tier.is_empty() {
                 return of_tier;

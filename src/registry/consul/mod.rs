@@ -123,8 +123,9 @@ impl Consul {
         self.change(|settings| settings.namespace = Some(namespace.into()))
     }
 
-    /// How long the instances of a list that became empty are remembered, as unhealthy ones; default twice the TTL.
-    /// A restarted agent answers with an empty list until everybody has registered again.
+    /// How long the instances of a list that became empty are remembered; default twice the TTL. A restarted agent
+    /// answers with an empty list until everybody has registered again. Meanwhile the snapshot is
+    /// [`Freshness::Stale`](super::Freshness::Stale) and its instances are unhealthy, but used for want of others.
     #[must_use]
     pub fn stale_grace(self, grace: Duration) -> Self {
         self.change(|settings| settings.stale_grace = Some(grace))

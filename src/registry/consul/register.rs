@@ -186,11 +186,16 @@ impl Registrar {
     async fn beat(&mut self) -> Result<(), Trouble> {
         let api = &self.group.api;
         let quick = (self.ttl / 6).min(CALL_TIMEOUT);
-        let patient = (self.ttl / 3).clamp(Duration::from_secs(1), CALL_TIMEOUT);
-        if self.unknown {
-            api.register(&self.body, patient).await?;
+        let patient = (self.ttl / 3).clamp(Duration::from_millis(500), CALL_TIMEOUT);
+        let told = if self.unknown { api.register(&self.body, patient).await } else { Ok(()) };
+        if matches!(&told, Err(trouble) if matches!(trouble.kind, Kind::Denied | Kind::Refused)) {
+            return told;
         }
-        api.pass(&self.check_id, quick).await?;
+        // Without a leader an agent takes the instance but answers only after 7 s. The beats must go on meanwhile: an
+        // instance that turns critical now is what everybody sees when there is a leader again.
+        if let Err(trouble) = api.pass(&self.check_id, quick).await {
+            return Err(told.err().unwrap_or(trouble));
+        }
         let now = Instant::now();
         if self.unknown {
             self.unknown = false;
@@ -237,7 +242,8 @@ impl Registrar {
         }
         self.look_again();
         if self.looks >= PATIENT_LOOKS {
-            let text = format!("{} has taken the registration but does not list it", self.group.api.describe());
+            let text =
+                format!("{} has taken the registration but does not list it as passing", self.group.api.describe());
             self.not_seen(text);
         }
         Ok(())

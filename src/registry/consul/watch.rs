@@ -182,7 +182,8 @@ impl Watcher {
         Ok(())
     }
 
-    /// The list has become empty, which is how a restarted agent answers too: what was known is kept for a while.
+    /// The list has become empty, which is how a restarted agent answers too: what was known is kept for a while, for
+    /// calls to find out for themselves.
     fn remember(&mut self, known: Vec<Endpoint>) {
         let grace = self.group.api.settings.stale_grace();
         let until = *self.remembered_until.get_or_insert_with(|| Instant::now() + grace);
@@ -196,7 +197,7 @@ impl Watcher {
             known.len()
         );
         let known = known.into_iter().map(|endpoint| Endpoint { tier: Tier::Unhealthy, ..endpoint }).collect();
-        self.publisher.live(known, Some(problem));
+        self.publisher.stale(known, problem);
     }
 
     fn forget(&mut self) {
