@@ -49,6 +49,13 @@ impl Builder {
         self
     }
 
+    /// Listens within this process only, without a socket, and on a port of its own kind. For tests: with
+    /// [`registry::Memory`] and tokio's paused time, nothing depends on the machine.
+    pub fn in_memory(mut self) -> Self {
+        self.options.in_memory = true;
+        self
+    }
+
     /// The address to listen on; the default is every interface.
     pub fn bind(mut self, address: &str) -> Self {
         match address.parse() {

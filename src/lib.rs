@@ -9,7 +9,7 @@ mod message;
 mod metadata;
 mod methods;
 mod node;
-mod options;
+pub mod options;
 mod pack;
 #[doc(hidden)]
 pub mod private;

@@ -3,10 +3,15 @@
 //! Owns how values become bytes and back, with the limits of the protocol (nesting, no trailing bytes). It must never
 //! know frames, lengths or connections. Look next at [`crate::body`] for how messages are cut out of a body.
 
+mod found;
+
 use std::any::{Any, TypeId};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use found::Found;
+use serde::de::value::MapDeserializer;
 use serde::de::{DeserializeOwned, IgnoredAny, Visitor};
 use serde::{Deserialize, Serialize};
 
@@ -99,22 +104,26 @@ pub(crate) fn decode_args<A: DeserializeOwned + 'static>(message: &Bytes) -> Res
 
 /// Decodes once more, slowly, to say at which argument it fails.
 fn explain_args<A: DeserializeOwned>(message: &Bytes) -> MessageError {
-    let mut deserializer = deserializer(message);
-    let (path, error) = match serde_path_to_error::deserialize::<_, A>(&mut deserializer) {
+    let (path, error) = match serde_path_to_error::deserialize::<_, A>(&mut deserializer(message)) {
         Ok(_) => return MessageError("the arguments are not readable".to_owned()),
         Err(error) => (error.path().to_string(), error.into_inner().to_string()),
     };
-    if path == "." {
-        let given: Vec<String> = decode::<std::collections::BTreeMap<String, IgnoredAny>>(message)
-            .map(|map| map.into_keys().map(|key| format!("`{key}`")).collect())
-            .unwrap_or_default();
-        return MessageError(if given.is_empty() {
-            error
-        } else {
-            format!("{error}; given were {}", given.join(", "))
-        });
+    let given: BTreeMap<String, Found> = decode(message).unwrap_or_default();
+    if path != "." {
+        let expected = given.get(&path).and_then(|found| expected::<A>(&path, found));
+        return MessageError(format!("argument `{path}`: {}", expected.unwrap_or(error)));
     }
-    MessageError(format!("argument `{path}`: {error}"))
+    if given.is_empty() {
+        return MessageError(error);
+    }
+    let names: Vec<_> = given.keys().map(|name| format!("`{}`", name.escape_default())).collect();
+    MessageError(format!("{error}; given were {}", names.join(", ")))
+}
+
+/// What serde says when this argument is what was found: unlike MessagePack's reader it names the type expected.
+fn expected<A: DeserializeOwned>(name: &str, found: &Found) -> Option<String> {
+    let only = MapDeserializer::<_, serde::de::value::Error>::new(std::iter::once((name, found)));
+    A::deserialize(only).err().map(|error| error.to_string()).filter(|text| text.starts_with("invalid"))
 }
 
 fn deserializer(message: &Bytes) -> rmp_serde::Deserializer<rmp_serde::decode::ReadRefReader<'_, [u8]>> {
@@ -226,7 +235,6 @@ pub mod bytes_field {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     fn encoded<T: Serialize + 'static>(value: &T) -> Bytes {
         let mut out = BytesMut::new();

@@ -5,13 +5,13 @@
 use std::fmt;
 
 /// Most entries of one [`Metadata`].
-pub const MAX_ENTRIES: usize = 64;
+pub(crate) const MAX_ENTRIES: usize = 64;
 
 /// Most bytes of one [`Metadata`]: keys, values and three bytes for each entry's lengths. With its head it fits one frame.
-pub const MAX_BYTES: usize = 16 * 1024;
+pub(crate) const MAX_BYTES: usize = 16 * 1024;
 
 /// Longest key, in bytes: its length shares a byte with a flag.
-pub const MAX_KEY: usize = 127;
+pub(crate) const MAX_KEY: usize = 127;
 
 /// Bytes that an entry costs beside its key and its value.
 const ENTRY_OVERHEAD: usize = 3;

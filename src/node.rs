@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -25,6 +26,10 @@ use crate::status::Status;
 pub struct Picom {
     inner: Arc<Inner>,
 }
+
+/// How long `end()` waits for a registry that does not answer: it forgets the instance by itself, and running calls matter
+/// more.
+const LEAVE_LIMIT: Duration = Duration::from_secs(10);
 
 struct Inner {
     name: Arc<str>,
@@ -176,8 +181,9 @@ impl Picom {
     /// [`Code::Aborted`](crate::Code::Aborted) when calls had to be cut. Everything is closed all the same.
     pub async fn end(&self) -> Result<(), Status> {
         let Some(Exposing { server, registration }) = self.inner.exposed.lock().await.take() else { return Ok(()) };
-        if let Err(error) = registration.leave().await {
-            tracing::warn!(service = %self.inner.name, %error, "could not deregister; the registry will find out by itself");
+        let left = tokio::time::timeout(LEAVE_LIMIT, registration.leave()).await;
+        if let Err(error) = left.map_err(|_| "no answer".to_owned()).and_then(|left| left.map_err(|e| e.to_string())) {
+            tracing::warn!(service = %self.inner.name, error, "could not deregister; the registry will find out by itself");
         }
         server.drain();
         tokio::time::sleep(self.inner.options.drain_delay).await;

@@ -55,6 +55,7 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) port: u16,
+    pub(crate) in_memory: bool,
     pub(crate) bind: IpAddr,
     pub(crate) advertise: Option<IpAddr>,
     pub(crate) retries: u32,
@@ -80,6 +81,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             port: 0,
+            in_memory: false,
             bind: IpAddr::from([0, 0, 0, 0]),
             advertise: None,
             retries: RETRIES,

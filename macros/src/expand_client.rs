@@ -6,6 +6,7 @@
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::ext::IdentExt;
+use syn::spanned::Spanned;
 
 use crate::descriptor;
 use crate::model::{Arg, Items, Method, Service, at};
@@ -40,7 +41,10 @@ pub(crate) fn arguments(service: &Service) -> TokenStream {
             quote_spanned!(at(ident.span()) => #[serde(rename = #key #bytes)] #ident: #ty)
         });
         let docs = format!("The arguments of `{}`.", method.ident);
-        quote! {
+        // Errors about what can be an argument belong to the method.
+        let span = method.ident.span();
+        let private = service.private_at(span);
+        quote_spanned! { at(span) =>
             #(#cfgs)*
             #[doc = #docs]
             #[derive(#private::serde::Serialize, #private::serde::Deserialize)]
@@ -87,16 +91,19 @@ fn method(service: &Service, method: &Method) -> TokenStream {
     let values = method.values().map(|(ident, _)| ident);
     let descriptor = descriptor::of_method(method);
     let answer = answer(service, method);
-    let call = quote! {
+    // Errors about what can be received belong to the return type, and those about the body to its items.
+    let private = service.private_at(method.answer.span);
+    let output = quote_spanned!(at(method.answer.span) => #private::Call<#arguments, #answer>);
+    let call = quote_spanned! { at(method.answer.span) =>
         #private::Channel::call(&self.channel, #descriptor, #arguments { #(#values),* })
     };
     let call = match method.body() {
-        Some((body, item)) => quote!(#private::Call::body::<#item, _>(#call, #body)),
+        Some((body, item)) => {
+            let private = service.private_at(item.span());
+            quote!(#private::Call::body::<#item, _>(#call, #body))
+        }
         None => call,
     };
-    // Errors about what can be received belong to the return type.
-    let private = service.private_at(method.answer.span);
-    let output = quote_spanned!(at(method.answer.span) => #private::Call<#arguments, #answer>);
     quote! {
         #(#cfgs)*
         #(#shown)*

@@ -6,6 +6,7 @@
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::Type;
+use syn::spanned::Spanned;
 
 use crate::descriptor;
 use crate::model::{Arg, Items, Method, Service, at};
@@ -106,6 +107,7 @@ fn arm(service: &Service, method: &Method, ty: &TokenStream, receiver: &TokenStr
         quote! { let context = ::core::clone::Clone::clone(#private::Incoming::context(&call)); }
     });
     let body = method.body().map(|(_, item)| {
+        let private = service.private_at(item.span());
         quote! { let body = #private::Incoming::body::<#item>(&mut call); }
     });
     let values = method.args.iter().map(|arg| match arg {

@@ -55,7 +55,7 @@ impl Service {
 
     /// The struct that holds the arguments of a method.
     pub(crate) fn arguments(&self, method: &Method) -> Ident {
-        format_ident!("__{}_{}", self.ident.unraw(), method.ident.unraw(), span = Span::call_site())
+        format_ident!("__{}_{}", self.ident.unraw(), method.ident.unraw(), span = at(method.ident.span()))
     }
 
     /// The name of a method on the wire.

@@ -106,7 +106,7 @@ impl<A: Arguments> Attempts<A> {
                     continue;
                 }
             };
-            if let Some(attempt) = self.open(&target, link).await? {
+            if let Some(attempt) = self.open(target, link).await? {
                 return Ok(attempt);
             }
         }
@@ -138,7 +138,7 @@ impl<A: Arguments> Attempts<A> {
     }
 
     /// Opens the call; `None` means: go on with another attempt.
-    async fn open(&mut self, target: &Arc<Target>, link: Arc<Link>) -> Result<Option<Attempt>, Failed> {
+    async fn open(&mut self, mut target: Arc<Target>, mut link: Arc<Link>) -> Result<Option<Attempt>, Failed> {
         loop {
             let head = Open {
                 method: self.method.name(),
@@ -154,7 +154,7 @@ impl<A: Arguments> Attempts<A> {
                         body.pump(Arc::clone(&link), id);
                     }
                     let reader = BodyReader::new(link, id, self.settled.max_response);
-                    return Ok(Some(Attempt::new(reader, Arc::clone(target))));
+                    return Ok(Some(Attempt::new(reader, target)));
                 }
                 Err(error) => error,
             };
@@ -165,14 +165,18 @@ impl<A: Arguments> Attempts<A> {
                 )),
                 OpenError::Draining | OpenError::Closed => {
                     let status = Status::unavailable("the connection closed before the call left");
-                    self.go_on(target, Class::NeverSent, status, None).await?;
+                    self.go_on(&target, Class::NeverSent, status, None).await?;
                     return Ok(None);
                 }
                 OpenError::Full if self.has_deadline_passed() => {
                     Status::deadline_exceeded("the connection had its limit of open calls until the deadline")
                 }
                 OpenError::Full => {
-                    // Another host may have room; if all are full, waiting for a place is all there is.
+                    let elsewhere = if self.settled.on.is_none() { self.pool.with_room() } else { None };
+                    if let Some(other) = elsewhere {
+                        (target, link) = other;
+                        continue;
+                    }
                     let free = link.slot_free();
                     let until = self.settled.deadline.unwrap_or_else(|| Instant::now() + crate::options::DEADLINE);
                     // Either a place is free or the deadline has passed, which the next round finds out.
@@ -180,7 +184,7 @@ impl<A: Arguments> Attempts<A> {
                     continue;
                 }
             };
-            return Err(self.failed(Some(target), status.with_execution(Execution::Never)));
+            return Err(self.failed(Some(&target), status.with_execution(Execution::Never)));
         }
     }
 

@@ -15,6 +15,7 @@ use super::target::Target;
 use crate::options::Options;
 use crate::registry::{Endpoints, Freshness, Registry, RegistryError, Watch};
 use crate::status::{Execution, Status};
+use crate::transport::link::Link;
 
 /// Who calls whom, with which options.
 #[derive(Debug)]
@@ -117,6 +118,14 @@ impl Pool {
     /// The target with this address, if it is one of those in use.
     pub(super) fn find(&self, addr: SocketAddr) -> Option<Arc<Target>> {
         self.set().usable.iter().find(|target| target.endpoint().addr == addr).cloned()
+    }
+
+    /// A connection on which another call can be opened now, if there is one.
+    pub(super) fn with_room(&self) -> Option<(Arc<Target>, Arc<Link>)> {
+        self.set().usable.iter().find_map(|target| {
+            let link = target.connected().filter(|link| link.has_room())?;
+            Some((Arc::clone(target), link))
+        })
     }
 
     /// Asks the registry to look again.

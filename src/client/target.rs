@@ -13,9 +13,9 @@ use super::pool::Identity;
 use crate::options::CLIENT_IDLE_CLOSE;
 use crate::proto::{Config, Error, Side};
 use crate::registry::Endpoint;
+use crate::transport;
 use crate::transport::driver::{self, NoCalls};
 use crate::transport::link::{Link, Phase};
-use crate::transport::tcp;
 
 /// After a failure the endpoint is left alone, as far as there are others, for a time that doubles from this…
 const REST: Duration = Duration::from_millis(50);
@@ -169,7 +169,7 @@ async fn dial(endpoint: &Endpoint, identity: &Identity) -> Outcome {
 }
 
 async fn shake_hands(endpoint: &Endpoint, identity: &Identity) -> Outcome {
-    let io = tcp::connect(endpoint.addr).await.map_err(|error| Arc::new(Error::from(error)))?;
+    let io = transport::connect(endpoint.addr).await.map_err(|error| Arc::new(Error::from(error)))?;
     let options = &identity.options;
     let config = Config {
         node: identity.node.to_string(),

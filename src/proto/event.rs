@@ -47,7 +47,8 @@ pub(crate) struct Open<'a> {
 pub(crate) struct MethodRef {
     /// The number that the client gave to the name; 0: none, the name is in `name`.
     pub(crate) number: u16,
-    /// The name, with the first call that is reported for a number and with every call without one.
+    /// The name, with the first call that is reported for a number and with every call without one. Calls that ended
+    /// before they were reported leave gaps, so numbers need not come in order.
     pub(crate) name: Option<Arc<str>>,
 }
 

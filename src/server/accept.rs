@@ -8,14 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-
 use super::Shared;
 use super::connections::Place;
 use super::dispatch::Dispatch;
 use crate::options::SERVER_IDLE_CLOSE;
 use crate::proto::{CloseReason, Config, Error, Side};
-use crate::transport::{Io, driver, tcp};
+use crate::transport::{Io, Listener, driver};
 
 /// Pause after an accept that failed: the usual cause, too many open files, passes only with time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -24,14 +22,14 @@ const REFUSED_LIMIT: Duration = Duration::from_secs(2);
 /// Connections being refused at once, beyond which new ones are closed without a word.
 const MAX_REFUSING: usize = 64;
 
-pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+pub(super) async fn accept(mut listener: Listener, shared: Arc<Shared>) {
     let refusing = Arc::new(tokio::sync::Semaphore::new(MAX_REFUSING));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = shared.stop_accepting.cancelled() => return,
         };
-        let (stream, peer) = match accepted {
+        let (io, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(service = %shared.service, %error, "a connection could not be accepted");
@@ -39,13 +37,12 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 continue;
             }
         };
-        match shared.connections.refuses(Some(peer.ip())) {
-            None => Arc::clone(&shared).serve(tcp::split(stream), Some(peer)),
+        match shared.connections.refuses(peer.map(|peer| peer.ip())) {
+            None => Arc::clone(&shared).serve(io, peer),
             Some(limit) => {
-                tracing::warn!(service = %shared.service, %peer, "refused: {limit}");
+                tracing::warn!(service = %shared.service, ?peer, "refused: {limit}");
                 let Ok(permit) = Arc::clone(&refusing).try_acquire_owned() else { continue };
-                let (link, driver) =
-                    driver::connection(tcp::split(stream), Some(peer), shared.config(), driver::NoCalls);
+                let (link, driver) = driver::connection(io, peer, shared.config(), driver::NoCalls);
                 link.close(CloseReason::Busy, &limit);
                 tokio::spawn(async move {
                     // It ends by itself or by the limit; either way the peer has had its chance.

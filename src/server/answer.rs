@@ -40,25 +40,11 @@ pub fn answer<T: Serialize + Send + 'static, E: Fault>(mut call: Incoming, resul
         call.link.finish(call.id);
         return;
     }
-    let max = call.max_answer();
-    let sent = call.link.answer(call.id, metadata, |out| {
-        let start = out.len();
-        message::encode(&value, out).map_err(Refused::Encoding)?;
-        let len = out.len() - start;
-        if len as u64 > max { Err(Refused::TooLong(len)) } else { Ok(()) }
-    });
-    match sent {
+    match call.link.answer(call.id, metadata, |out| message::encode(&value, out)) {
         Ok(()) | Err(SendError::Over) => call.answered(),
-        Err(SendError::Encode(Refused::TooLong(len)) | SendError::TooLarge { len, .. }) => too_long(call, len),
-        Err(SendError::Encode(Refused::Encoding(error))) => {
-            fail(call, Status::internal(format!("the answer cannot be encoded: {error}")));
-        }
+        Err(SendError::TooLarge { len, .. }) => too_long(call, len),
+        Err(SendError::Encode(error)) => fail(call, Status::internal(format!("the answer cannot be encoded: {error}"))),
     }
-}
-
-enum Refused {
-    Encoding(message::MessageError),
-    TooLong(usize),
 }
 
 fn too_long(call: Incoming, len: usize) {

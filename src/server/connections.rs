@@ -66,10 +66,6 @@ impl Connections {
             .then(|| format!("this server has its limit of {} connections from one address", self.max_per_peer))
     }
 
-    pub(super) fn number(&self) -> usize {
-        self.lock().all.len()
-    }
-
     /// Does something with each connection. `act` must not come back here.
     pub(super) fn for_each(&self, mut act: impl FnMut(&Link)) {
         let links: Vec<_> = self.lock().all.values().map(|entry| Arc::clone(&entry.link)).collect();

@@ -113,7 +113,7 @@ impl Dispatch {
         let mut body = BodyReader::new(Arc::clone(link), id, limit);
         let mut nobody = TaskContext::from_waker(Waker::noop());
         match body.poll_message(&mut nobody) {
-            Poll::Ready(message) => match first_message(message, limit) {
+            Poll::Ready(message) => match first_message(message) {
                 Ok(args) => {
                     let incoming = Incoming::new(context.clone(), args, body, running_guard);
                     run(link, id, context, Arc::clone(&route.service).call(route.method, incoming));
@@ -140,11 +140,10 @@ impl Dispatch {
             let text = "the connection has too many long messages under way";
             return link.refuse(id, Refusal::Busy, text);
         };
-        let limit = route.max_request.unwrap_or(self.shared.options.max_message);
         let in_task = Arc::clone(link);
         let for_handler = context.clone();
         let future: HandlerFuture = Box::pin(async move {
-            let args = first_message(body.message().await, limit);
+            let args = first_message(body.message().await);
             drop(permit);
             match args {
                 Ok(args) => {
@@ -179,16 +178,16 @@ impl Dispatch {
 }
 
 /// The arguments, or what the caller is told instead.
-fn first_message(message: Option<Result<Bytes, BodyError>>, limit: usize) -> Result<Bytes, Status> {
+fn first_message(message: Option<Result<Bytes, BodyError>>) -> Result<Bytes, Status> {
     match message {
         // A call without any message is one without arguments.
         None => Ok(Bytes::new()),
         Some(Ok(args)) => Ok(args),
-        Some(Err(BodyError::TooLong { len, .. })) => Err(Status::invalid_argument(format!(
+        Some(Err(BodyError::TooLong { len, limit })) => Err(Status::invalid_argument(format!(
             "arguments of {len} bytes exceed the limit of {limit}; raise `max_message` at the server or `max_request` of the method"
         ))
         .with_execution(Execution::Never)),
-        Some(Err(error)) => Err(body_status(error, limit).with_execution(Execution::Never)),
+        Some(Err(error)) => Err(body_status(error).with_execution(Execution::Never)),
     }
 }
 

@@ -66,13 +66,12 @@ impl Incoming {
     /// The streamed body of the request. Only the first call of it gets the body.
     pub fn body<T: DeserializeOwned + Send + 'static>(&mut self) -> Streaming<T> {
         let Some(mut body) = self.body.take() else { return Streaming::new(futures::stream::empty()) };
-        let limit = self.running.0.options.max_message;
         Streaming::new(futures::stream::poll_fn(move |cx| {
             body.poll_message(cx).map(|message| {
                 Some(match message? {
                     Ok(message) => message::decode(&message)
                         .map_err(|error| Status::invalid_argument(format!("an item of the body: {error}"))),
-                    Err(error) => Err(body_status(error, limit)),
+                    Err(error) => Err(body_status(error)),
                 })
             })
         }))
@@ -88,11 +87,11 @@ impl Incoming {
 }
 
 /// What a handler is told when the body of its request ends badly.
-pub(super) fn body_status(error: BodyError, limit: usize) -> Status {
+pub(super) fn body_status(error: BodyError) -> Status {
     match error {
         BodyError::Truncated => Status::data_loss("the body of the request ends within a message"),
-        BodyError::TooLong { len, .. } => Status::resource_exhausted(format!(
-            "a message of {len} bytes in the request exceeds this server's limit of {limit}; raise `max_message` there"
+        BodyError::TooLong { len, limit } => Status::resource_exhausted(format!(
+            "a message of {len} bytes in the request exceeds the server's limit of {limit}; raise `max_message` there"
         )),
         BodyError::Failed(Failure::Status { status, .. }) => status.into_status(),
         BodyError::Failed(Failure::Lost { error, .. }) => {

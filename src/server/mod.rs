@@ -15,7 +15,6 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,7 +25,7 @@ use crate::options::Options;
 use crate::proto::CloseReason;
 use crate::service::Service;
 use crate::status::Status;
-use crate::transport::Io;
+use crate::transport::{Listener, memory};
 use connections::Connections;
 use router::Router;
 
@@ -62,7 +61,7 @@ pub(crate) struct Drained {
 impl Server {
     /// Binds and starts to accept.
     pub(crate) async fn start(service: &str, incarnation: u64, options: Options) -> Result<Self, io::Error> {
-        let listener = bind(SocketAddr::new(options.bind, options.port)).await?;
+        let listener = bind(&options).await?;
         let local = listener.local_addr()?;
         let shared = Arc::new(Shared {
             service: service.into(),
@@ -88,12 +87,6 @@ impl Server {
     /// Adds the methods of a service.
     pub(crate) fn add(&self, service: Arc<dyn Service>) -> Result<(), Status> {
         self.shared.add(service)
-    }
-
-    /// Serves one connection that did not come through the listener.
-    #[cfg(test)]
-    pub(crate) fn serve(&self, io: Io) {
-        Arc::clone(&self.shared).serve(io, None);
     }
 
     /// Tells everyone connected, and everyone who still connects, to go elsewhere.
@@ -138,7 +131,11 @@ impl Shared {
     }
 }
 
-async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+async fn bind(options: &Options) -> io::Result<Listener> {
+    if options.in_memory {
+        return memory::Listener::bind(options.port).map(Listener::Memory);
+    }
     // tokio sets SO_REUSEADDR where it means "bind although old connections linger", so a restart gets its port back.
-    TcpListener::bind(addr).await
+    let addr = SocketAddr::new(options.bind, options.port);
+    tokio::net::TcpListener::bind(addr).await.map(Listener::Tcp)
 }

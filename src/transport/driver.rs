@@ -51,8 +51,8 @@ impl Handler for NoCalls {
     fn event(&mut self, _link: &Arc<Link>, _event: Event) {}
 }
 
-/// The task of one connection; [`Driver::run`] ends when the connection does.
-pub(crate) struct Driver<H> {
+/// The task of one connection; [`Driver::run`] ends when the connection does. Dropping it ends the connection too.
+pub(crate) struct Driver<H: Handler> {
     link: Arc<Link>,
     read: Box<dyn AsyncRead + Send + Unpin>,
     buffer: BytesMut,
@@ -288,6 +288,14 @@ impl<H: Handler> Driver<H> {
         };
         // Either the peer has closed too, or it has had its time.
         let _ = tokio::time::timeout(LINGER, read).await;
+    }
+}
+
+impl<H: Handler> Drop for Driver<H> {
+    fn drop(&mut self) {
+        if !matches!(*self.link.phase().borrow(), Phase::Closed(_)) {
+            self.link.lost(&Arc::new(Error::Closed));
+        }
     }
 }
 

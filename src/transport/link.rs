@@ -159,6 +159,12 @@ impl Link {
         Ok(id)
     }
 
+    /// Whether another call can be opened now.
+    pub(crate) fn has_room(&self) -> bool {
+        let state = self.lock();
+        !state.proto.is_draining() && state.proto.free_slots() > 0
+    }
+
     /// Waits until a call has ended, after [`OpenError::Full`]. May return early.
     pub(crate) async fn slot_free(&self) {
         let mut waited = false;

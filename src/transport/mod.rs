@@ -9,6 +9,7 @@ pub(crate) mod memory;
 pub(crate) mod tcp;
 
 use std::io;
+use std::net::SocketAddr;
 use std::task::{Context, Poll};
 
 use tokio::io::AsyncRead;
@@ -27,4 +28,40 @@ pub(crate) trait WriteHalf: Send + Sync + 'static {
 pub(crate) struct Io {
     pub(crate) read: Box<dyn AsyncRead + Send + Unpin>,
     pub(crate) write: Box<dyn WriteHalf>,
+}
+
+impl std::fmt::Debug for Io {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Io").finish_non_exhaustive()
+    }
+}
+
+/// Connects to `addr`, by TCP or within this process.
+pub(crate) async fn connect(addr: SocketAddr) -> io::Result<Io> {
+    if memory::is_memory(addr) { memory::connect(addr) } else { tcp::connect(addr).await }
+}
+
+/// Accepts connections, by TCP or from within this process.
+#[derive(Debug)]
+pub(crate) enum Listener {
+    Tcp(tokio::net::TcpListener),
+    Memory(memory::Listener),
+}
+
+impl Listener {
+    /// Where it listens.
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr(),
+            Self::Memory(listener) => Ok(listener.addr()),
+        }
+    }
+
+    /// The next connection, and where it comes from: `None` within this process. Cancel safe.
+    pub(crate) async fn accept(&mut self) -> io::Result<(Io, Option<SocketAddr>)> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (tcp::split(stream), Some(peer))),
+            Self::Memory(listener) => listener.accept().await.map(|io| (io, None)),
+        }
+    }
 }

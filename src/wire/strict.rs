@@ -5,8 +5,8 @@
 
 use std::io::Cursor;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 /// Deepest nesting, in levels: unknown keys are skipped by recursion, and a debug build overflows a 2 MiB stack at 512.
 const MAX_DEPTH: usize = 64;

@@ -26,12 +26,18 @@ impl Balance for RoundRobin {
             return None;
         }
         let start = self.0.fetch_add(1, Ordering::Relaxed) % len;
-        let in_turn = (start..len).chain(0..start);
-        // The first of the best: `min_by_key` keeps the order among equals.
-        in_turn.min_by_key(|&index| {
+        let mut best = None;
+        for index in (start..len).chain(0..start) {
             let target = &targets[index];
-            (tried.iter().any(|other| Arc::ptr_eq(other, target)), target.is_resting())
-        })
+            let drawbacks = (tried.iter().any(|other| Arc::ptr_eq(other, target)), target.is_resting());
+            if drawbacks == (false, false) {
+                return Some(index);
+            }
+            if best.is_none_or(|(least, _)| drawbacks < least) {
+                best = Some((drawbacks, index));
+            }
+        }
+        best.map(|(_, index)| index)
     }
 }
 

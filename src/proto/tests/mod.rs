@@ -2,4 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod basics;
+mod cuts;
+mod encode;
+mod ends;
+mod flow;
+mod handshake;
+mod hostile;
+mod ledger;
+mod liveness;
+mod simulation;
 mod support;
+mod vectors;

@@ -74,14 +74,14 @@ impl Pair {
     /// Moves bytes until both rest.
     pub(super) fn run(&mut self) {
         while self.client.wants_transmit() || self.server.wants_transmit() {
-            self.to_server().unwrap();
-            self.to_client().unwrap();
+            self.reach_server().unwrap();
+            self.reach_client().unwrap();
         }
         self.collect();
     }
 
     /// Moves what the client has for one batch.
-    pub(super) fn to_server(&mut self) -> Result<(), Error> {
+    pub(super) fn reach_server(&mut self) -> Result<(), Error> {
         let bytes = transmit(&mut self.client);
         self.sent.0.extend_from_slice(&bytes);
         let result = self.server.receive(&mut BytesMut::from(&bytes[..]), self.now);
@@ -90,7 +90,7 @@ impl Pair {
     }
 
     /// Moves what the server has for one batch.
-    pub(super) fn to_client(&mut self) -> Result<(), Error> {
+    pub(super) fn reach_client(&mut self) -> Result<(), Error> {
         let bytes = transmit(&mut self.server);
         self.sent.1.extend_from_slice(&bytes);
         let result = self.client.receive(&mut BytesMut::from(&bytes[..]), self.now);

@@ -1,7 +1,7 @@
 //! The five shapes of a method, implemented with plain `async fn`, in a crate that tolerates no warning.
 #![deny(warnings, missing_docs, missing_debug_implementations, unreachable_pub, rust_2018_idioms, unused)]
 
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use picom::{Bytes, Context, Status, Streaming};
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,7 @@
 //! Default bodies: with `?`, with streams, with the context, with `return`, using other methods.
 #![deny(warnings, clippy::all)]
 
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, stream};
 use picom::{Context, Status, Streaming};
 
 #[picom::service]

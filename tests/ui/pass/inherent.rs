@@ -1,7 +1,7 @@
 //! A type that is a service by itself, with streams that borrow from it.
 #![deny(warnings, missing_docs, missing_debug_implementations)]
 
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use picom::{Context, Status, Streaming};
 
 /// A store.
