@@ -13,11 +13,12 @@ use super::event::{Event, Failure, Open};
 use super::outbox::{PlaceError, Placed};
 use super::send::Ending;
 use super::streams::{Idle, Sending};
+use super::timers::after;
 use crate::status::Status;
 use crate::wire::close::parse_refused;
 use crate::wire::frame::put_frame;
 use crate::wire::head::{MAX_NAME, parse_metadata, put_call};
-use crate::wire::{Flags, Header, Kind, StreamId, WireStatus};
+use crate::wire::{CloseReason, Flags, Header, Kind, StreamId, WireStatus};
 
 impl Connection {
     /// Opens a call. `encode` appends its first message, without a prefix; if it fails or panics, nothing happened.
@@ -85,7 +86,7 @@ impl Connection {
             self.look_at(deadline);
         }
         if let Some(limit) = head.idle {
-            self.look_at(now + limit);
+            self.look_at(after(now, limit));
         }
         if let Placed::Body(message) = placed {
             if head.end {
@@ -218,7 +219,7 @@ impl Connection {
     /// Closes a connection that the server is leaving, once its last call is over.
     pub(super) fn close_if_drained(&mut self) {
         if self.draining && self.streams.len() == 0 && self.phase == Phase::Ready {
-            self.close(crate::wire::CloseReason::Done, "");
+            self.close(CloseReason::Done, "");
         }
     }
 

@@ -17,6 +17,7 @@ use super::keepalive::Keepalive;
 use super::names::{GivenNames, TakenNames};
 use super::outbox::Outbox;
 use super::streams::{Body, Sending, Streams};
+use super::timers::after;
 use crate::wire::close::put_close;
 use crate::wire::hello::{MAX_CREDIT, MIN_WINDOW};
 use crate::wire::{CloseReason, PREFACE, StreamId};
@@ -91,7 +92,7 @@ impl Connection {
             control: Budget::new(config.control_budget, config.control_refill, now),
             keepalive: Keepalive::new(&config, now),
             now,
-            handshake_until: now + config.handshake_timeout,
+            handshake_until: after(now, config.handshake_timeout),
             idle_since: now,
             earliest: None,
             calls: 0,

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::config::Config;
+use super::timers::after;
 
 /// What is to be done now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,9 +61,9 @@ impl Keepalive {
     /// When [`check`](Self::check) has something to do.
     pub(super) fn due(&self) -> Instant {
         match (self.asked, self.busy_since) {
-            (Some(asked), _) => asked + self.patience,
-            (None, Some(since)) => (self.heard.max(since) + self.busy).min(self.heard + self.idle),
-            (None, None) => self.heard + self.idle,
+            (Some(asked), _) => after(asked, self.patience),
+            (None, Some(since)) => after(self.heard.max(since), self.busy).min(after(self.heard, self.idle)),
+            (None, None) => after(self.heard, self.idle),
         }
     }
 

@@ -252,10 +252,14 @@ impl Streams {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
     use super::*;
+    use crate::proto::Connection;
 
     #[test]
-    fn entries_are_small() {
+    fn an_idle_connection_is_cheap() {
         assert!(size_of::<Stream>() <= 128, "{}", size_of::<Stream>());
+        assert!(size_of::<Body>() <= 256, "{}", size_of::<Body>());
+        assert!(size_of::<Connection>() <= 1024, "{}", size_of::<Connection>());
     }
 }

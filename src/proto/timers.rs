@@ -3,13 +3,21 @@
 //! Owns `timeout` and `handle_timeout`. Streams are looked at only when the earliest limit that was ever set has passed,
 //! so that a call costs no timer. It must never read a clock. Look next at `keepalive.rs`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Phase};
 use super::error::Error;
 use super::event::{Event, Failure};
 use super::keepalive::Action;
 use crate::wire::{CloseReason, Kind, StreamId};
+
+/// A time that never comes: thirty years. Limits above it, which may be written as `Duration::MAX`, would overflow.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+/// The end of a limit that begins at a time.
+pub(super) fn after(time: Instant, limit: Duration) -> Instant {
+    time + limit.min(NEVER)
+}
 
 impl Connection {
     /// When [`handle_timeout`](Self::handle_timeout) is next due; may be earlier than necessary, never later.
@@ -60,7 +68,7 @@ impl Connection {
     /// When the connection will have been idle for too long.
     fn idle_until(&self) -> Option<Instant> {
         let limit = self.config.idle_close.filter(|_| self.streams.len() == 0)?;
-        Some(self.idle_since + limit)
+        Some(after(self.idle_since, limit))
     }
 
     /// Nobody has used the connection. A server first asks the client to leave, for a call may be on its way; a client
@@ -97,10 +105,10 @@ impl Connection {
                 if std::mem::take(&mut idle.moved) || waits {
                     idle.since = now;
                 }
-                if idle.since + idle.limit <= now {
+                if after(idle.since, idle.limit) <= now {
                     due.push((id, false));
                 } else {
-                    look_at(idle.since + idle.limit);
+                    look_at(after(idle.since, idle.limit));
                 }
             }
         }

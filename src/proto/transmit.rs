@@ -120,12 +120,10 @@ impl Connection {
         self.streams.get(id).is_some()
     }
 
-    /// Whether a sender should wait for [`Event::Writable`]; asking counts as waiting.
-    pub(crate) fn is_full(&mut self, id: StreamId) -> bool {
-        let Some(stream) = self.streams.get_mut(id) else { return false };
-        let full = stream.sending == Sending::Open && stream.body.as_ref().is_some_and(|body| body.outgoing.is_full());
-        stream.waiting |= full;
-        full
+    /// Whether a sender should wait for [`Event::Writable`]; its last `send` has said so, too.
+    pub(crate) fn is_full(&self, id: StreamId) -> bool {
+        let open = self.streams.get(id).filter(|stream| stream.sending == Sending::Open);
+        open.and_then(|stream| stream.body.as_ref()).is_some_and(|body| body.outgoing.is_full())
     }
 
     /// Ends this side's direction properly, behind what is pending.
@@ -176,7 +174,13 @@ impl Connection {
 
     fn queued(&mut self, id: StreamId) -> SendState {
         self.take_turn(id);
-        if self.is_full(id) { SendState::Full } else { SendState::More }
+        if !self.is_full(id) {
+            return SendState::More;
+        }
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.waiting = true;
+        }
+        SendState::Full
     }
 
     fn check_sending<E>(&self, id: StreamId) -> Result<(), SendError<E>> {

@@ -166,3 +166,28 @@ pub(crate) fn parse_refused(payload: &[u8]) -> Option<(Refusal, Option<Duration>
     let retry_after = (millis != 0).then(|| Duration::from_millis(u64::from(millis)));
     Some((Refusal::from_number(reason), retry_after, text))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+    use super::*;
+
+    #[test]
+    fn numbers_and_texts_survive_the_round_trip() {
+        for number in 0..=u8::MAX {
+            assert_eq!(CloseReason::from_number(number).number(), number);
+            assert_eq!(Refusal::from_number(number).number(), number);
+        }
+        let mut bytes = BytesMut::new();
+        put_close(&mut bytes, CloseReason::Busy, &"ü".repeat(200));
+        let header = Header::parse(&bytes).unwrap().unwrap();
+        assert_eq!((header.kind, header.len), (Kind::Close, 257));
+        let (reason, text) = parse_close(&bytes[HEADER..]);
+        assert_eq!((reason, std::str::from_utf8(text).unwrap().len()), (CloseReason::Busy, 256));
+        bytes.clear();
+        let id = StreamId::new(1, 1);
+        put_refused(&mut bytes, id, Refusal::Draining, Some(Duration::from_micros(1)), "text");
+        let wait = Some(Duration::from_millis(1));
+        assert_eq!(parse_refused(&bytes[HEADER..]), Some((Refusal::Draining, wait, &b"text"[..])));
+    }
+}

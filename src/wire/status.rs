@@ -112,3 +112,44 @@ impl From<&Status> for WireStatus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+    use super::*;
+
+    #[test]
+    fn a_status_survives_the_round_trip() {
+        let mut status = WireStatus::new(Code::Aborted, "größer");
+        assert_eq!(WireStatus::decode(&status.encode()), Ok(status.clone()));
+        status.ran = false;
+        status.retry_after = Some(50);
+        status.details = Some(vec![0xc0].into());
+        status.app = true;
+        assert_eq!(WireStatus::decode(&status.encode()), Ok(status.clone()));
+        let seen = status.into_status();
+        assert_eq!((seen.code(), seen.message(), seen.execution()), (Code::Aborted, "größer", Execution::Never));
+        assert_eq!(seen.retry_after(), Some(Duration::from_millis(50)));
+        let back = WireStatus::from(&seen);
+        assert_eq!((back.code, back.ran, back.retry_after, back.app), (10, false, Some(50), false));
+    }
+
+    #[test]
+    fn a_status_always_fits_its_frame() {
+        for (message, details) in [(100_000, 0), (70_000, 60_000), (10, 100_000), (100_000, 100_000), (0, 66_500)] {
+            let mut status = WireStatus::new(Code::Internal, "ü".repeat(message / 2));
+            status.details = Some(vec![7; details].into());
+            let bytes = status.encode();
+            assert!(bytes.len() <= MAX_PAYLOAD, "{}", bytes.len());
+            assert_eq!(WireStatus::decode(&bytes).unwrap().code, Code::Internal.number());
+        }
+    }
+
+    #[test]
+    fn maps_that_are_wrong_are_refused() {
+        assert!(WireStatus::decode(b"\x82\xa4code\x00\xa7message\xa0").is_err(), "code 0");
+        assert!(WireStatus::decode(b"\x82\xa4code\x01\xa4code\x01").is_err(), "a key twice");
+        assert!(WireStatus::decode(b"\x82\xa4code\x01\xa7message\xa0\x00").is_err(), "a byte behind");
+        assert!(WireStatus::decode(b"\x83\xa4code\x01\xa7message\xa0\xa3new\x01").is_ok(), "an unknown key");
+    }
+}

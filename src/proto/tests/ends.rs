@@ -201,7 +201,7 @@ fn cancels_are_told_and_stale_ones_ignored() {
     let id = pair.call("count", b"", false);
     pair.server.start_answer(id, None);
     pair.server.send(id, put(&[1; 500_000])).unwrap();
-    pair.server.is_full(id);
+    assert!(pair.server.is_full(id));
     pair.reach_client().unwrap();
     pair.client.cancel(id);
     pair.client.cancel(id);
@@ -440,6 +440,38 @@ fn a_lost_connection_says_what_may_have_run() {
     assert_eq!(pair.client.open(call("add"), pair.now, put(b"")), Err(OpenError::Closed));
     assert_eq!((pair.client.open_calls(), pair.server.open_calls()), (0, 0));
     assert_eq!((pair.client.timeout(), pair.server.timeout()), (None, None));
+}
+
+#[test]
+fn what_was_opened_after_the_last_batch_was_not_written_with_it() {
+    let mut pair = Pair::ready();
+    let written = pair.open("add", b"", true);
+    let mut batch = crate::proto::Batch::new();
+    pair.client.transmit(&mut batch);
+    let queued = pair.open("add", b"", true);
+    pair.client.wrote();
+    pair.client.lost(Error::Closed);
+    for (id, was_sent) in [(written, true), (queued, false)] {
+        let Rest::Failed(Failure::Lost { sent, .. }) = read_all(&mut pair.client, id).1 else { panic!("{id:?}") };
+        assert_eq!(sent, was_sent);
+    }
+}
+
+#[test]
+fn the_last_frame_goes_on_growing_after_one_before_it_was_taken_back() {
+    let mut pair = Pair::ready();
+    let known = pair.call("sum", b"", true);
+    pair.client.cancel(known);
+    pair.run();
+    let back = pair.open("sum", &[1; 50], true);
+    let kept = pair.open("sum", b"2", false);
+    pair.client.cancel(back);
+    pair.client.send(kept, put(b"3")).unwrap();
+    pair.client.finish(kept);
+    pair.sent = Default::default();
+    pair.run();
+    assert_eq!(kinds(&pair.sent.0), [Kind::Call]);
+    assert_eq!(read_messages(&mut pair.server, kept), [b"2", b"3"]);
 }
 
 #[test]

@@ -117,6 +117,24 @@ fn credit_comes_back_when_half_a_window_has_gathered() {
 }
 
 #[test]
+fn bytes_that_were_free_give_no_credit_back() {
+    let mut pair = small_windows(4096, 1_000_000);
+    let id = pair.call("sum", &[0; 3000], false);
+    let Read::Chunk { bytes: first, .. } = pair.server.read(id, 0) else { panic!("nothing") };
+    pair.client.send(id, put(&[0; 3000])).unwrap();
+    pair.run();
+    let Read::Chunk { bytes: second, .. } = pair.server.read(id, 0) else { panic!("nothing") };
+    assert_eq!((first.len(), second.len()), (3005, 3005));
+    pair.sent = Default::default();
+    pair.server.read(id, first.len());
+    pair.run();
+    assert!(pair.sent.1.is_empty(), "it came with the CALL");
+    pair.server.read(id, second.len());
+    pair.run();
+    assert_eq!(frames(&pair.sent.1)[0].payload, &3013u32.to_be_bytes()[..]);
+}
+
+#[test]
 fn a_stream_that_nobody_reads_does_not_stop_the_others() {
     let mut pair = small_windows(60_000, 64_000);
     let (stuck, busy) = (pair.call("sum", b"", false), pair.call("sum", b"", false));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::support::*;
-use crate::proto::{Config, Connection, Error};
+use crate::proto::{Config, Connection, Error, Open};
 use crate::wire::{CloseReason, Kind, close::parse_close};
 
 /// Lets time pass as a driver does, with nothing coming in, until the machine gives up.
@@ -96,6 +96,25 @@ fn an_idle_client_leaves_and_an_idle_server_asks_it_to() {
     assert_eq!(read_all(&mut pair.client, id).1, Rest::Failed(crate::proto::Failure::NotAccepted));
     let close = frames(&transmit(&mut pair.client)).pop().unwrap();
     assert_eq!(parse_close(&close.payload).0, CloseReason::Done);
+}
+
+#[test]
+fn limits_may_be_as_long_as_they_like() {
+    let forever = |config| Config {
+        ping_busy: Duration::MAX,
+        ping_idle: Duration::MAX,
+        ping_timeout: Duration::MAX,
+        idle_close: Some(Duration::MAX),
+        handshake_timeout: Duration::MAX,
+        ..config
+    };
+    let mut pair = Pair::with(forever(client_config()), forever(server_config()));
+    pair.open_with(Open { idle: Some(Duration::MAX), ..call("slow") }, b"");
+    pair.run();
+    pair.advance(Duration::from_secs(1_000_000));
+    assert_eq!(pair.client.handle_timeout(pair.now), Ok(()));
+    assert_eq!(pair.server.handle_timeout(pair.now), Ok(()));
+    assert!(pair.client.timeout().is_some_and(|time| time > pair.now));
 }
 
 #[test]
