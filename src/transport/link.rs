@@ -459,6 +459,10 @@ impl Link {
     /// Fails everything that is open and wakes everyone who waits.
     pub(super) fn lost(&self, error: &Arc<Error>) {
         let mut state = self.lock();
+        if state.writing {
+            // Somebody is in the middle of a write. What it hands over may have reached the peer, and been run.
+            state.proto.wrote();
+        }
         state.proto.lost(Error::clone(error));
         state.awake = true; // Nobody drives any more; nobody shall be woken for it.
         let mut wakers: Vec<Waker> = std::mem::take(&mut state.slot_waiters);
