@@ -46,6 +46,7 @@ impl Account for Bank {
         std::future::pending().await
     }
 
+    #[allow(clippy::panic, reason = "this is the example of a handler that panics")]
     async fn close(&self) -> Result<(), Status> {
         panic!("a bug in the handler, shown on purpose")
     }

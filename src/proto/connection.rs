@@ -264,7 +264,7 @@ impl Connection {
     pub(super) fn stop_sending(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(id) else { return };
         stream.sending = Sending::Ended;
-        if std::mem::take(&mut stream.waiting) {
+        if std::mem::take(&mut stream.waiting) | std::mem::take(&mut stream.watching) {
             self.events.push_back(Event::Writable(id));
         }
         let mut queued = false;

@@ -111,8 +111,8 @@ impl Dispatch {
         );
         let limit = route.max_request.unwrap_or(self.shared.options.max_message);
         let mut body = BodyReader::new(Arc::clone(link), id, limit);
-        let mut nobody = TaskContext::from_waker(Waker::noop());
-        match body.poll_message(&mut nobody) {
+        let nobody = TaskContext::from_waker(Waker::noop());
+        match body.poll_message(&nobody) {
             Poll::Ready(message) => match first_message(message) {
                 Ok(args) => {
                     let incoming = Incoming::new(context.clone(), args, body, running_guard);

@@ -28,7 +28,7 @@ pub struct Incoming {
     body: Option<BodyReader>,
     answered: bool,
     /// Counts this call among those that run.
-    running: Running,
+    _running: Running,
 }
 
 /// One of the calls that a server runs at this moment.
@@ -45,7 +45,7 @@ impl Incoming {
     pub(super) fn new(context: Context, args: Bytes, body: BodyReader, running: Running) -> Self {
         let link = Arc::clone(body.link());
         let id = body.id();
-        Self { link, id, context, args, body: Some(body), answered: false, running }
+        Self { link, id, context, args, body: Some(body), answered: false, _running: running }
     }
 
     /// What the handler may know of the call.

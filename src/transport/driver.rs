@@ -136,6 +136,7 @@ impl<H: Handler> Driver<H> {
     /// Reads once, hands events on, writes once. Says whether there may be more to do right away.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
         let mut progress = false;
+        self.wakers.drain(..).for_each(Waker::wake);
         if self.events.is_empty() && !self.link.lock().proto.is_congested() {
             progress |= self.poll_read(cx)?;
         }
@@ -172,7 +173,8 @@ impl<H: Handler> Driver<H> {
     /// Goes to sleep unless somebody has queued something in the meantime.
     fn try_sleep(&mut self, cx: &mut Context<'_>) -> bool {
         let mut state = self.link.lock();
-        if !self.events.is_empty() || (state.proto.wants_transmit() && !state.blocked) {
+        take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
+        if !self.events.is_empty() || !self.wakers.is_empty() || (state.proto.wants_transmit() && !state.blocked) {
             return false;
         }
         let timeout = state.proto.timeout();
@@ -215,10 +217,8 @@ impl<H: Handler> Driver<H> {
         let now = Instant::now().into_std();
         let mut state = self.link.lock();
         let received = state.proto.receive(&mut self.buffer, now);
-        let wanted = state.proto.wanted(&self.buffer);
         let became_ready = take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
         drop(state);
-        self.buffer.reserve(wanted);
         self.wakers.drain(..).for_each(Waker::wake);
         if became_ready {
             self.link.set_phase(Phase::Ready);
@@ -304,18 +304,15 @@ fn eof(rest: &[u8]) -> Error {
     Error::Io { kind: io::ErrorKind::UnexpectedEof, text: text.to_owned() }
 }
 
-/// Sorts what the machine says: wakers of those who wait, the rest for the handler. Says whether hello is through.
+/// Wakes those who wait and takes the rest for the handler. Says whether hello is through.
 fn take_events(link: &Link, state: &mut State, wakers: &mut Vec<Waker>, events: &mut VecDeque<Event>) -> bool {
     let mut became_ready = false;
-    while let Some(event) = state.proto.poll_event() {
+    state.take_wakers(wakers);
+    while let Some(event) = state.events.pop_front() {
         match event {
-            Event::Readable(id) => wakers.extend(state.take_reader(id)),
-            Event::Writable(id) => wakers.extend(state.take_writer(id)),
-            Event::SlotFree => wakers.extend(state.take_slot_waiters()),
-            Event::Answer { id, metadata } => Link::keep_metadata(state, id, metadata),
             Event::Ready => became_ready = true,
             Event::Draining => link.set_phase(Phase::Draining),
-            Event::Call { .. } | Event::Cancelled(_) | Event::Expired(_) => events.push_back(event),
+            event => events.push_back(event),
         }
     }
     became_ready

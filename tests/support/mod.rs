@@ -6,6 +6,9 @@
 
 pub(crate) mod consul;
 pub(crate) mod fake_consul;
+pub(crate) mod nodes;
+pub(crate) mod peer;
+pub(crate) mod proxy;
 
 use std::time::Duration;
 
