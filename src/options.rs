@@ -29,6 +29,9 @@ pub const MAX_MESSAGE: usize = proto::MAX_MESSAGE;
 pub const COLLECT_LIMIT: usize = 100_000;
 /// Most calls that one connection may have open at the server.
 pub const MAX_CALLS: u16 = proto::MAX_CALLS;
+/// Most calls that one server runs at once, over all connections: what 64 full connections have. One more is refused as busy,
+/// so that another host takes it.
+pub const MAX_RUNNING: usize = 65_536;
 /// Most bytes that one connection may have in messages that are still being put together from many frames.
 pub const MAX_ASSEMBLY: usize = 64 << 20;
 /// First credit of each stream in bytes. Measured on loopback, 256 KiB reaches full bandwidth; a quarter costs two
@@ -69,6 +72,7 @@ pub(crate) struct Options {
     pub(crate) max_message: usize,
     pub(crate) collect_limit: usize,
     pub(crate) max_calls: u16,
+    pub(crate) max_running: usize,
     pub(crate) max_assembly: usize,
     pub(crate) stream_window: u32,
     pub(crate) connection_window: u32,
@@ -95,6 +99,7 @@ impl Default for Options {
             max_message: MAX_MESSAGE,
             collect_limit: COLLECT_LIMIT,
             max_calls: MAX_CALLS,
+            max_running: MAX_RUNNING,
             max_assembly: MAX_ASSEMBLY,
             stream_window: STREAM_WINDOW,
             connection_window: CONNECTION_WINDOW,

@@ -52,7 +52,7 @@ impl Method {
         }
     }
 
-    fn described(&self) -> Option<&'static MethodDescriptor> {
+    pub(super) fn described(&self) -> Option<&'static MethodDescriptor> {
         match self {
             Self::Described(method) => Some(method),
             Self::Named(_) => None,

@@ -91,7 +91,7 @@ pub(super) fn body_status(error: BodyError) -> Status {
     match error {
         BodyError::Truncated => Status::data_loss("the body of the request ends within a message"),
         BodyError::TooLong { len, limit } => Status::resource_exhausted(format!(
-            "a message of {len} bytes in the request exceeds the server's limit of {limit}; raise `max_message` there"
+            "a message of {len} bytes in the request exceeds the limit of {limit}; raise `max_message` at the server or `max_request` of the method"
         )),
         BodyError::Failed(Failure::Status { status, .. }) => status.into_status(),
         BodyError::Failed(Failure::Lost { error, .. }) => {
