@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::{StreamExt, stream};
+use futures::stream;
 use picom::registry::Fixed;
 use picom::{Builder, Bytes, Code, Context, Execution, Methods, Picom, Status, Streaming};
 use support::nodes::{Pair, SERVICE, pair};

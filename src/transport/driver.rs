@@ -22,8 +22,9 @@ use crate::proto::{Config, Connection, Error, Event};
 
 /// Size of the read buffer of a quiet connection. Ten thousand idle connections then cost 40 MB.
 const MIN_READ: usize = 4 << 10;
-/// Size to which the read buffer grows while reads fill it.
-const MAX_READ: usize = 256 << 10;
+/// Size to which the read buffer grows while reads fill it. A piece of a body that is not read keeps the buffer it came in, so
+/// with pieces of 16 KiB and more a stream holds at most eight times its credit.
+const MAX_READ: usize = 128 << 10;
 /// Reads in a row that use less than a quarter of the buffer before it is halved.
 const SHRINK_AFTER: u32 = 16;
 /// Events handed on in one turn, and turns in one wake: bounds how long one connection keeps a worker.
@@ -34,7 +35,7 @@ const TURNS_PER_WAKE: usize = 8;
 const LINGER: Duration = Duration::from_secs(1);
 /// How many bytes a closed connection is still read, so that the peer gets our last words instead of a reset. A peer that has
 /// not heard of the end yet may send as much as the default credit of a connection allows.
-const LINGER_BYTES: usize = crate::options::CONNECTION_WINDOW as usize;
+const LINGER_BYTES: usize = crate::proto::CONNECTION_WINDOW as usize;
 
 /// What happens with the events that concern calls: the server dispatches them, a client has none.
 pub(crate) trait Handler: Send + 'static {
