@@ -18,13 +18,16 @@ enum Sees {
 use Sees::{NotThese, Only};
 
 /// Each room, what it sees, and whether it may name tokio.
-const ROOMS: [(&str, Sees, bool); 11] = [
+const ROOMS: [(&str, Sees, bool); 14] = [
     ("metadata", Only(&[]), false),
     ("status", Only(&[]), false),
     ("wire", Only(&["metadata", "status"]), false),
     ("proto", Only(&["metadata", "Metadata", "status", "wire"]), false),
     ("transport", Only(&["metadata", "proto", "status", "wire"]), true),
-    ("message", Only(&["body"]), false),
+    ("message", Only(&[]), false),
+    ("body", NotThese(&["builder", "client", "node", "registry", "server"]), false),
+    ("pack", NotThese(&["builder", "client", "node", "registry", "server"]), true),
+    ("streaming", NotThese(&["builder", "client", "node", "registry", "server"]), true),
     ("context", Only(&["metadata"]), true),
     ("registry", NotThese(&["builder", "client", "node", "proto", "server", "transport", "wire"]), true),
     ("server", NotThese(&["builder", "client", "node", "registry"]), true),

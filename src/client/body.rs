@@ -11,14 +11,17 @@ use futures::{Stream, StreamExt};
 use serde::Serialize;
 use tokio::sync::Mutex;
 
+use crate::options::STREAM_WINDOW;
 use crate::pack::{self, Packed, Pieces};
 use crate::status::Status;
 use crate::streaming::Streaming;
 use crate::transport::link::{Link, Piece};
 use crate::wire::{StreamId, WireStatus};
 
-/// Bytes of a body that are remembered, so that a call which was not processed can be tried on another host.
-const REPLAY: usize = 64 << 10;
+/// Bytes of a body that are remembered, so that a call which was not processed can be tried on another host. A server that does
+/// not take the call gives no credit for it, so this is what can have been asked of the body by then: the first credit of a
+/// stream, and what waits behind it.
+const REPLAY: usize = STREAM_WINDOW as usize + (128 << 10);
 
 /// What a client method takes where the service takes a [`Streaming<T>`]: any stream of `T`, or a [`Streaming<T>`] itself,
 /// whose error then ends the body.
@@ -108,11 +111,12 @@ impl Stream for Again<'_> {
             this.replay.failed = Some(status.clone());
         }
         if let (Some(Ok(piece)), false) = (&next, this.replay.overflowed) {
-            this.replay.size += piece.len();
+            // The piece that goes beyond the limit counts only with the next one, which is asked for when it has been sent.
             if this.replay.size > REPLAY {
                 this.replay.overflowed = true;
                 this.replay.sent = Vec::new();
             } else {
+                this.replay.size += piece.len();
                 this.replay.sent.push(piece.clone());
                 this.sent += 1;
             }

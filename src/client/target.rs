@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::pool::Identity;
 use crate::options::CLIENT_IDLE_CLOSE;
-use crate::proto::{Config, Error, Side};
+use crate::proto::{CloseReason, Config, Error, Side};
 use crate::registry::Endpoint;
 use crate::transport;
 use crate::transport::driver::{self, NoCalls};
@@ -195,6 +195,10 @@ async fn shake_hands(endpoint: &Endpoint, identity: &Identity) -> Outcome {
     let reached = phase.wait_for(|phase| !matches!(phase, Phase::Handshaking)).await.map(|phase| phase.clone());
     match reached {
         Ok(Phase::Closed(error)) => Err(error),
+        Ok(Phase::Draining) => {
+            let text = "it takes no more calls".to_owned();
+            Err(Arc::new(Error::PeerClosed { reason: CloseReason::ShuttingDown, text }))
+        }
         Ok(_) => {
             task.detach();
             Ok(link)

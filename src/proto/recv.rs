@@ -11,11 +11,11 @@ use super::credit::{Window, cost};
 use super::error::Error;
 
 /// Chunks shorter than this, in bytes, are copied together: by reference each would hold a whole read buffer.
-const ALWAYS_COPY: usize = 256;
+const ALWAYS_COPY: usize = 1024;
 
 /// The same for chunks that come while others wait: their reader is behind, so a copy costs nobody's latency, and
 /// what waits long must not hold much more than it counts.
-const COPY_BEHIND: usize = 4096;
+const COPY_BEHIND: usize = 16 * 1024;
 
 /// Longest run of copied chunks, in bytes.
 const RUN: usize = 64 * 1024;

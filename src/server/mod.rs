@@ -14,6 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,6 +29,9 @@ use crate::status::Status;
 use crate::transport::{Listener, memory};
 use connections::Connections;
 use router::Router;
+
+/// How long connections that had to be cut may take to close, when the limit on draining has passed already.
+const FAREWELL: Duration = Duration::from_millis(250);
 
 /// A listening server.
 #[derive(Debug)]
@@ -108,6 +112,8 @@ impl Server {
             cut_calls += link.open_calls();
             link.close(CloseReason::ShuttingDown, "the time for draining is over");
         });
+        // Whoever waited for these calls shall hear why they end; the process may be gone in a moment.
+        let _ = tokio::time::timeout(FAREWELL, self.shared.tasks.wait()).await;
         Drained { cut_calls }
     }
 }

@@ -22,18 +22,20 @@ use crate::proto::{Config, Connection, Error, Event};
 
 /// Size of the read buffer of a quiet connection. Ten thousand idle connections then cost 40 MB.
 const MIN_READ: usize = 4 << 10;
-/// Size to which the read buffer grows while reads fill it.
-const MAX_READ: usize = 256 << 10;
+/// Size to which the read buffer grows while reads fill it. A piece of a body that is not read keeps the buffer it came in, so
+/// with pieces of 16 KiB and more a stream holds at most eight times its credit.
+const MAX_READ: usize = 128 << 10;
 /// Reads in a row that use less than a quarter of the buffer before it is halved.
 const SHRINK_AFTER: u32 = 16;
 /// Events handed on in one turn, and turns in one wake: bounds how long one connection keeps a worker.
 const EVENTS_PER_TURN: usize = 256;
 /// See [`EVENTS_PER_TURN`].
 const TURNS_PER_WAKE: usize = 8;
-/// How long, and over how many bytes, a closed connection is still read so that the peer gets our last words instead of a reset.
+/// How long a closed connection may stand still: with last words that the peer does not take, or with nothing coming from it.
 const LINGER: Duration = Duration::from_secs(1);
-/// See [`LINGER`].
-const LINGER_BYTES: usize = 256 << 10;
+/// How many bytes a closed connection is still read, so that the peer gets our last words instead of a reset. A peer that has
+/// not heard of the end yet may send as much as the default credit of a connection allows.
+const LINGER_BYTES: usize = crate::proto::CONNECTION_WINDOW as usize;
 
 /// What happens with the events that concern calls: the server dispatches them, a client has none.
 pub(crate) trait Handler: Send + 'static {
@@ -155,26 +157,38 @@ impl<H: Handler> Driver<H> {
                 }
             }
         }
+        Ok(self.poll_closing(cx)? || progress)
+    }
+
+    /// Ends a connection that is closed once its last words are written, and one that cannot be written to once everything
+    /// that the peer sent before is read: answers, above all, and that it takes no more calls.
+    fn poll_closing(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
         let mut state = self.link.lock();
-        if let Some(error) = state.take_write_error() {
-            return Err(Error::from(error));
+        if !state.proto.is_closed() && state.write_error().is_none() {
+            return Ok(false);
         }
-        if state.proto.is_closed() {
-            let limit = *self.close_by.get_or_insert_with(|| Instant::now() + LINGER);
-            if !state.has_output() || limit <= Instant::now() {
-                return Err(Error::Closed);
-            }
-            state.armed = Some(limit.into_std());
-            self.timer.as_mut().reset(limit);
+        if state.take_progressed() {
+            self.close_by = None;
         }
-        Ok(progress)
+        let limit = *self.close_by.get_or_insert_with(|| Instant::now() + LINGER);
+        let late = limit <= Instant::now();
+        match state.write_error() {
+            Some(error) if late || state.proto.is_congested() => return Err(error.clone()),
+            None if late || !state.has_output() => return Err(Error::Closed),
+            _ => {}
+        }
+        state.armed = Some(limit.into_std());
+        drop(state);
+        self.timer.as_mut().reset(limit);
+        Ok(self.timer.as_mut().poll(cx).is_ready())
     }
 
     /// Goes to sleep unless somebody has queued something in the meantime.
     fn try_sleep(&mut self, cx: &mut Context<'_>) -> bool {
         let mut state = self.link.lock();
         take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
-        if !self.events.is_empty() || !self.wakers.is_empty() || (state.proto.wants_transmit() && !state.blocked) {
+        let has_output = state.can_write() && state.proto.wants_transmit();
+        if !self.events.is_empty() || !self.wakers.is_empty() || has_output {
             return false;
         }
         let timeout = state.proto.timeout();
@@ -221,7 +235,6 @@ impl<H: Handler> Driver<H> {
         drop(state);
         self.wakers.drain(..).for_each(Waker::wake);
         if became_ready {
-            self.link.set_phase(Phase::Ready);
             self.handler.ready(&self.link);
         }
         received.map(|()| true)
@@ -310,7 +323,11 @@ fn take_events(link: &Link, state: &mut State, wakers: &mut Vec<Waker>, events: 
     state.take_wakers(wakers);
     while let Some(event) = state.events.pop_front() {
         match event {
-            Event::Ready => became_ready = true,
+            // In the order of the wire: who is leaving says so right after its hello.
+            Event::Ready => {
+                link.set_phase(Phase::Ready);
+                became_ready = true;
+            }
             Event::Draining => link.set_phase(Phase::Draining),
             event => events.push_back(event),
         }

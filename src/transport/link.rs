@@ -75,7 +75,10 @@ pub(super) struct State {
     writing: bool,
     /// The kernel takes no more; the driver waits until it does.
     pub(super) blocked: bool,
-    write_error: Option<io::Error>,
+    /// Why nothing can be written any more. What the peer has sent before may still be read.
+    write_error: Option<Error>,
+    /// The kernel took something since the driver last asked.
+    progressed: bool,
     /// The driver will look at the queues before it sleeps, so nobody needs to wake it.
     pub(super) awake: bool,
     /// The driver was woken because somebody has something to write.
@@ -117,6 +120,7 @@ impl Link {
                 writing: false,
                 blocked: false,
                 write_error: None,
+                progressed: false,
                 awake: true,
                 kicked: false,
                 driver: None,
@@ -370,13 +374,7 @@ impl Link {
     pub(crate) fn close(&self, reason: CloseReason, text: &str) {
         let mut state = self.lock();
         state.proto.close(reason, text);
-        // The driver must notice even if a caller writes the last bytes.
-        state.awake = true;
-        let driver = state.driver.clone();
-        drop(state);
-        if let Some(driver) = driver {
-            driver.wake();
-        }
+        Self::wake(state, false);
     }
 
     /// Sees to it that what was just queued is written, and wakes whoever waits for what has just happened.
@@ -396,12 +394,16 @@ impl Link {
         if state.awake {
             return;
         }
+        if state.proto.is_closed() {
+            // The driver must notice even if a caller could write the last bytes: it limits how long the peer may take.
+            return Self::wake(state, false);
+        }
         let due_sooner = match (state.proto.timeout(), state.armed) {
             (Some(timeout), Some(armed)) => timeout < armed,
             (Some(_), None) => true,
             (None, _) => false,
         };
-        let has_output = !state.writing && !state.blocked && state.proto.wants_transmit();
+        let has_output = !state.writing && state.can_write() && state.proto.wants_transmit();
         if has_output && !due_sooner && state.proto.open_calls() <= 1 {
             match self.flush(state) {
                 Flush::Done => return,
@@ -410,11 +412,14 @@ impl Link {
         } else if !has_output && !due_sooner {
             return;
         }
-        if state.awake {
-            return;
+        if !state.awake {
+            Self::wake(state, has_output);
         }
+    }
+
+    fn wake(mut state: MutexGuard<'_, State>, kicked: bool) {
         state.awake = true;
-        state.kicked = has_output;
+        state.kicked = kicked;
         let driver = state.driver.clone();
         drop(state);
         if let Some(driver) = driver {
@@ -458,6 +463,7 @@ impl Link {
             match written {
                 Ok(n) => {
                     state.blocked = false;
+                    state.progressed = true;
                     state.proto.wrote();
                     batch.advance(n);
                     state.batch = batch;
@@ -469,7 +475,7 @@ impl Link {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => state.batch = batch,
                 Err(error) => {
-                    state.write_error = Some(error);
+                    state.write_error = Some(Error::from(error));
                     return Flush::More;
                 }
             }
@@ -493,6 +499,10 @@ impl Link {
     /// Fails everything that is open and wakes everyone who waits.
     pub(super) fn lost(&self, error: &Arc<Error>) {
         let mut state = self.lock();
+        if state.writing {
+            // Somebody is in the middle of a write. What it hands over may have reached the peer, and been run.
+            state.proto.wrote();
+        }
         state.proto.lost(Error::clone(error));
         state.awake = true; // Nobody drives any more; nobody shall be woken for it.
         let mut wakers: Vec<Waker> = std::mem::take(&mut state.slot_waiters);
@@ -526,6 +536,11 @@ impl State {
         }
     }
 
+    /// Whether the kernel may take something.
+    pub(super) fn can_write(&self) -> bool {
+        !self.blocked && self.write_error.is_none()
+    }
+
     /// Whether bytes wait to be written.
     pub(super) fn has_output(&self) -> bool {
         self.writing || !self.batch.is_empty() || self.proto.wants_transmit()
@@ -549,8 +564,13 @@ impl State {
         }
     }
 
-    pub(super) fn take_write_error(&mut self) -> Option<io::Error> {
-        self.write_error.take()
+    pub(super) fn write_error(&self) -> Option<&Error> {
+        self.write_error.as_ref()
+    }
+
+    /// Whether the kernel took something since this was last asked.
+    pub(super) fn take_progressed(&mut self) -> bool {
+        std::mem::take(&mut self.progressed)
     }
 }
 

@@ -255,7 +255,7 @@ impl FrameCodec {
         check(&header)?;
         let Header { len, kind, flags, stream } = header;
         if source.len() < HEADER + len {
-            source.reserve(HEADER + len - source.len());
+            // Whoever reads makes the room, as bytes come: a length that is only announced reserves nothing.
             return Ok(None);
         }
         source.advance(HEADER);

@@ -220,6 +220,22 @@ fn long_messages_stay_whole_in_their_frames() {
 }
 
 #[test]
+fn who_watches_a_stream_is_told_when_it_is_over_and_not_before() {
+    let mut pair = Pair::ready();
+    let id = pair.call("chat", b"", false);
+    for _ in 0..3 {
+        pair.client.message(id, &[0; 5000]).unwrap();
+        assert!(pair.client.is_sending(id));
+        pair.run();
+        assert!(pair.client_events.is_empty(), "every batch would wake it for nothing");
+    }
+    pair.server.answer(id, None, put(b"enough")).unwrap();
+    pair.run();
+    assert_eq!(pair.client_events, [Event::Writable(id), Event::Readable(id)]);
+    assert!(!pair.client.is_sending(id));
+}
+
+#[test]
 fn a_sender_is_told_when_it_is_full_and_when_there_is_room() {
     let mut pair = Pair::ready();
     let id = pair.call("upload", b"", false);
