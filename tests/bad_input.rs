@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::{StreamExt, stream};
+use futures::stream;
 use picom::registry::{Fixed, Memory};
 use picom::{Arguments, Code, Context, Execution, Methods, Picom, Status, Streaming, args};
 use serde::Deserialize;

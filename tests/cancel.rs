@@ -98,8 +98,9 @@ async fn dropping_a_stream_drops_its_handler() {
     drop(items);
     witness.ended_promptly(dropped).await;
 
-    // One that nobody has read, and whose body still flows.
-    let items = pair.client.stream::<u64>(SERVICE, "bidi", ()).body(stream::repeat(7u64)).await.unwrap();
+    // One that nobody has read, and whose body has not ended.
+    let body = stream::iter([7u64]).chain(stream::pending());
+    let items = pair.client.stream::<u64>(SERVICE, "bidi", ()).body(body).await.unwrap();
     witness.began().await;
     let dropped = Instant::now();
     drop(items);

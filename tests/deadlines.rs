@@ -240,3 +240,24 @@ async fn a_stream_has_a_deadline_only_if_one_is_asked_for() {
     witness.ended_promptly(begun + SHORT).await;
     assert_eq!(slow.steady().await.unwrap().count().await, 6, "the node's deadline is not for streams");
 }
+
+#[tokio::test]
+async fn the_longest_times_that_can_be_written_are_for_ever() {
+    let (guards, _witness) = witness();
+    let forever = [Duration::MAX, Duration::MAX - Duration::from_nanos(1), Duration::from_secs(u64::MAX / 2)];
+    for long in forever {
+        let options = |builder: picom::Builder| {
+            let builder = builder.deadline(long).stream_idle(long).resolve_wait(long).connect_timeout(long);
+            builder.handshake_timeout(long).drain_delay(Duration::ZERO).drain_timeout(long)
+        };
+        let pair = pair_with(SlowServer::new(Waits(guards.clone())), options, options).await;
+        let slow: SlowClient = pair.client.client(SERVICE);
+        assert_eq!(slow.quick().await.unwrap(), 7, "{long:?}");
+        assert_eq!(slow.quick().timeout(long).await.unwrap(), 7, "{long:?}");
+        let items = slow.steady().timeout(long).idle_timeout(long).await.unwrap();
+        assert_eq!(items.collect_vec(9).await.unwrap().len(), 6, "{long:?}");
+        let nobody = pair.client.fetch::<u64>("nobody", "quick", ()).timeout(SHORT).await.unwrap_err();
+        assert_eq!(nobody.execution(), Execution::Never, "{long:?}: {nobody}");
+        pair.server.end().await.unwrap();
+    }
+}

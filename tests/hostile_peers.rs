@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::{StreamExt, stream};
+use futures::stream;
 use picom::registry::Fixed;
 use picom::{Bytes, Code, Context, Execution, Methods, Picom, Status, Streaming};
 use support::nodes::{Guards, Pair, SERVICE, pair_with, witness};

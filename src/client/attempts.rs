@@ -229,6 +229,9 @@ impl<A: Arguments> Attempts<A> {
             Failure::Refused { retry_after, .. } => *retry_after,
             _ => None,
         };
+        if matches!(failure, Failure::Refused { .. }) {
+            target.refused(asked);
+        }
         if matches!(failure, Failure::Lost { .. }) {
             target.failed();
             self.pool.refresh();
@@ -249,8 +252,12 @@ impl<A: Arguments> Attempts<A> {
         status: Status,
         asked: Option<Duration>,
     ) -> Result<(), Failed> {
+        // When to come back is said of this server; another one may be asked at once.
+        let elsewhere = self.settled.on.is_none() && self.pool.has_another(target, &self.tried);
+        let asked = asked.filter(|_| !elsewhere);
         let delay = retry::delay(class, self.count, asked);
-        let in_time = self.settled.deadline.is_none_or(|deadline| Instant::now() + delay < deadline);
+        let in_time =
+            delay <= retry::MAX_ASKED && self.settled.deadline.is_none_or(|deadline| Instant::now() + delay < deadline);
         let most = if class.never_ran() { self.settled.max_failovers } else { self.settled.max_attempts };
         if !class.allows(self.is_idempotent(target)) || self.count >= most.min(MAX_ATTEMPTS) || !in_time {
             return Err(self.failed(Some(target), status));

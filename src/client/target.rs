@@ -21,6 +21,8 @@ use crate::transport::link::{Link, Phase};
 const REST: Duration = Duration::from_millis(50);
 /// … up to this.
 const MAX_REST: Duration = Duration::from_secs(5);
+/// How long one that refused a call is left alone if it does not say itself.
+const REFUSED_REST: Duration = Duration::from_secs(1);
 /// Even if there is no other endpoint, connecting is not tried again sooner.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 
@@ -137,6 +139,13 @@ impl Target {
     /// A call failed for a reason that speaks against the endpoint.
     pub(super) fn failed(&self) {
         Self::note_failure(&mut self.lock());
+    }
+
+    /// The endpoint refused a call, and may have said for how long it is of no use to ask again.
+    pub(super) fn refused(&self, asked: Option<Duration>) {
+        let until = Instant::now() + asked.unwrap_or(REFUSED_REST).min(MAX_REST);
+        let mut state = self.lock();
+        state.rest_until = Some(state.rest_until.map_or(until, |before| before.max(until)));
     }
 
     fn note_failure(state: &mut State) {
