@@ -71,10 +71,14 @@ async fn a_silent_peer_is_noticed_in_six_seconds_and_nothing_of_it_stays_open() 
     assert_eq!((lost[0].code(), lost[0].execution()), (Code::Unavailable, Execution::Maybe), "{}", lost[0]);
     assert!(lost[0].to_string().contains("does not answer"), "{}", lost[0]);
 
-    // While it is still silent, and although it closes nothing itself, nothing is left here.
+    // The other falls silent too, with no call open: that it does not answer the last words must not keep anything open.
+    assert_eq!(typed.who().await.unwrap(), other.pid());
+    other.freeze();
     drop((typed, node));
-    eventually("this process has closed everything", async || open_files("self") <= before[0]).await;
+    eventually("this process has closed everything, although nobody answers", async || open_files("self") <= before[0])
+        .await;
     silent.thaw();
+    other.thaw();
     eventually("so has the one that was silent", async || silent.open_files() <= before[1]).await;
     eventually("so has the other", async || other.open_files() <= before[2]).await;
 }
