@@ -17,7 +17,8 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::io::poll_read_buf;
 
 use super::Io;
-use super::link::{Flush, Link, Phase, State};
+use super::link::{Flush, Link, Phase};
+use super::state::State;
 use crate::proto::{Config, Connection, Error, Event};
 
 /// Size of the read buffer of a quiet connection. Ten thousand idle connections then cost 40 MB.
@@ -273,6 +274,11 @@ impl<H: Handler> Driver<H> {
         take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
         drop(state);
         self.wakers.drain(..).for_each(Waker::wake);
+        if self.buffer.is_empty() {
+            // Time passes only where little else does: what a burst needed is given back.
+            self.buffer = BytesMut::new();
+            self.read_size = MIN_READ;
+        }
         result
     }
 

@@ -4,7 +4,6 @@
 //! from its own task, otherwise the driver is woken once and writes for all. The lock is never held across a write. It must
 //! never interpret messages. Look next at [`super::driver`] for the task behind it.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,9 +15,10 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::WriteHalf;
+use super::state::State;
 use crate::metadata::Metadata;
 use crate::proto::{
-    Batch, CloseReason, Connection, Error, Event, Open, OpenError, Over, Peer, Read, Refusal, SendError, SendState,
+    Batch, CloseReason, Connection, Error, Open, OpenError, Over, Peer, Read, Refusal, SendError, SendState,
 };
 use crate::wire::{StreamId, WireStatus};
 
@@ -64,40 +64,6 @@ pub(crate) struct Link {
     remote: Option<SocketAddr>,
 }
 
-pub(super) struct State {
-    pub(super) proto: Connection,
-    slots: Vec<Slot>,
-    slot_waiters: Vec<Waker>,
-    /// What happened that only the driver can deal with.
-    pub(super) events: VecDeque<Event>,
-    /// Bytes on their way into the kernel. Whoever writes takes them out and sets `writing`.
-    batch: Batch,
-    writing: bool,
-    /// The kernel takes no more; the driver waits until it does.
-    pub(super) blocked: bool,
-    /// Why nothing can be written any more. What the peer has sent before may still be read.
-    write_error: Option<Error>,
-    /// The kernel took something since the driver last asked.
-    progressed: bool,
-    /// The driver will look at the queues before it sleeps, so nobody needs to wake it.
-    pub(super) awake: bool,
-    /// The driver was woken because somebody has something to write.
-    pub(super) kicked: bool,
-    pub(super) driver: Option<Waker>,
-    /// Nobody will open another call.
-    retired: bool,
-    /// When the driver's timer fires.
-    pub(super) armed: Option<Instant>,
-}
-
-#[derive(Default)]
-struct Slot {
-    reader: Option<Waker>,
-    writer: Option<Waker>,
-    task: Option<AbortHandle>,
-    metadata: Option<Box<Metadata>>,
-}
-
 /// What became of an attempt to write what is queued.
 pub(super) enum Flush {
     /// Nothing is left, or somebody else is writing and will look again.
@@ -110,27 +76,7 @@ pub(super) enum Flush {
 
 impl Link {
     pub(super) fn new(proto: Connection, write: Box<dyn WriteHalf>, remote: Option<SocketAddr>) -> Self {
-        Self {
-            state: Mutex::new(State {
-                proto,
-                slots: Vec::new(),
-                slot_waiters: Vec::new(),
-                events: VecDeque::new(),
-                batch: Batch::default(),
-                writing: false,
-                blocked: false,
-                write_error: None,
-                progressed: false,
-                awake: true,
-                kicked: false,
-                driver: None,
-                armed: None,
-                retired: false,
-            }),
-            write,
-            phase: watch::Sender::new(Phase::Handshaking),
-            remote,
-        }
+        Self { state: Mutex::new(State::new(proto)), write, phase: watch::Sender::new(Phase::Handshaking), remote }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -521,61 +467,6 @@ impl Link {
         tasks.iter().for_each(AbortHandle::abort);
         wakers.into_iter().for_each(Waker::wake);
         self.set_phase(Phase::Closed(Arc::clone(error)));
-    }
-}
-
-impl State {
-    fn slot(&mut self, id: StreamId) -> &mut Slot {
-        let index = usize::from(id.slot());
-        if self.slots.len() <= index {
-            self.slots.resize_with(index + 1, Slot::default);
-        }
-        &mut self.slots[index]
-    }
-
-    fn forget_wakers(&mut self, id: StreamId) {
-        if let Some(slot) = self.slots.get_mut(usize::from(id.slot())) {
-            slot.reader = None;
-            slot.writer = None;
-            slot.metadata = None;
-        }
-    }
-
-    /// Whether the kernel may take something.
-    pub(super) fn can_write(&self) -> bool {
-        !self.blocked && self.write_error.is_none()
-    }
-
-    /// Whether bytes wait to be written.
-    pub(super) fn has_output(&self) -> bool {
-        self.writing || !self.batch.is_empty() || self.proto.wants_transmit()
-    }
-
-    /// Takes the wakers of everyone for whom something has happened. Whatever queues or ends something must do this before
-    /// the lock is given up: the machine says a thing once. What concerns the driver waits for it in `events`.
-    pub(super) fn take_wakers(&mut self, wakers: &mut Vec<Waker>) {
-        while let Some(event) = self.proto.poll_event() {
-            match event {
-                Event::Readable(id) => wakers.extend(self.slot(id).reader.take()),
-                Event::Writable(id) => wakers.extend(self.slot(id).writer.take()),
-                Event::SlotFree => wakers.append(&mut self.slot_waiters),
-                Event::Answer { id, metadata } => self.slot(id).metadata = Some(Box::new(metadata)),
-                other => self.events.push_back(other),
-            }
-        }
-        // Somebody may have begun to wait after the machine had said it.
-        if !self.slot_waiters.is_empty() && self.proto.free_slots() > 0 {
-            wakers.append(&mut self.slot_waiters);
-        }
-    }
-
-    pub(super) fn write_error(&self) -> Option<&Error> {
-        self.write_error.as_ref()
-    }
-
-    /// Whether the kernel took something since this was last asked.
-    pub(super) fn take_progressed(&mut self) -> bool {
-        std::mem::take(&mut self.progressed)
     }
 }
 

@@ -6,6 +6,7 @@
 pub(crate) mod driver;
 pub(crate) mod link;
 pub(crate) mod memory;
+mod state;
 pub(crate) mod tcp;
 #[cfg(test)]
 mod tests;

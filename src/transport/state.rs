@@ -1,0 +1,127 @@
+//! What a connection's lock protects: the machine, who waits for what, and who writes.
+//!
+//! Owns the fields and the questions about them. It must never write, wake or block: whoever holds the lock gives it up first.
+//! Look next at [`super::link`], which does those things.
+
+use std::collections::VecDeque;
+use std::task::Waker;
+use std::time::Instant;
+
+use tokio::task::AbortHandle;
+
+use crate::metadata::Metadata;
+use crate::proto::{Batch, Connection, Error, Event};
+use crate::wire::StreamId;
+
+/// What all who share a connection change under its lock.
+pub(super) struct State {
+    pub(super) proto: Connection,
+    pub(super) slots: Vec<Slot>,
+    pub(super) slot_waiters: Vec<Waker>,
+    /// What happened that only the driver can deal with.
+    pub(super) events: VecDeque<Event>,
+    /// Bytes on their way into the kernel. Whoever writes takes them out and sets `writing`.
+    pub(super) batch: Batch,
+    pub(super) writing: bool,
+    /// The kernel takes no more; the driver waits until it does.
+    pub(super) blocked: bool,
+    /// Why nothing can be written any more. What the peer has sent before may still be read.
+    pub(super) write_error: Option<Error>,
+    /// The kernel took something since the driver last asked.
+    pub(super) progressed: bool,
+    /// The driver will look at the queues before it sleeps, so nobody needs to wake it.
+    pub(super) awake: bool,
+    /// The driver was woken because somebody has something to write.
+    pub(super) kicked: bool,
+    pub(super) driver: Option<Waker>,
+    /// Nobody will open another call.
+    pub(super) retired: bool,
+    /// When the driver's timer fires.
+    pub(super) armed: Option<Instant>,
+}
+
+/// What a call needs beside what the machine knows of it.
+#[derive(Default)]
+pub(super) struct Slot {
+    pub(super) reader: Option<Waker>,
+    pub(super) writer: Option<Waker>,
+    pub(super) task: Option<AbortHandle>,
+    pub(super) metadata: Option<Box<Metadata>>,
+}
+
+impl State {
+    pub(super) fn new(proto: Connection) -> Self {
+        Self {
+            proto,
+            slots: Vec::new(),
+            slot_waiters: Vec::new(),
+            events: VecDeque::new(),
+            batch: Batch::default(),
+            writing: false,
+            blocked: false,
+            write_error: None,
+            progressed: false,
+            // The driver runs first of all.
+            awake: true,
+            kicked: false,
+            driver: None,
+            retired: false,
+            armed: None,
+        }
+    }
+
+    /// The place of a call, which it shares with those before and after it.
+    pub(super) fn slot(&mut self, id: StreamId) -> &mut Slot {
+        let index = usize::from(id.slot());
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, Slot::default);
+        }
+        &mut self.slots[index]
+    }
+
+    /// Begins a new call in its place.
+    pub(super) fn forget_wakers(&mut self, id: StreamId) {
+        if let Some(slot) = self.slots.get_mut(usize::from(id.slot())) {
+            slot.reader = None;
+            slot.writer = None;
+            slot.metadata = None;
+        }
+    }
+
+    /// Whether the kernel may take something.
+    pub(super) fn can_write(&self) -> bool {
+        !self.blocked && self.write_error.is_none()
+    }
+
+    /// Whether bytes wait to be written.
+    pub(super) fn has_output(&self) -> bool {
+        self.writing || !self.batch.is_empty() || self.proto.wants_transmit()
+    }
+
+    /// Takes the wakers of everyone for whom something has happened. Whatever queues or ends something must do this before
+    /// the lock is given up: the machine says a thing once. What concerns the driver waits for it in `events`.
+    pub(super) fn take_wakers(&mut self, wakers: &mut Vec<Waker>) {
+        while let Some(event) = self.proto.poll_event() {
+            match event {
+                Event::Readable(id) => wakers.extend(self.slot(id).reader.take()),
+                Event::Writable(id) => wakers.extend(self.slot(id).writer.take()),
+                Event::SlotFree => wakers.append(&mut self.slot_waiters),
+                Event::Answer { id, metadata } => self.slot(id).metadata = Some(Box::new(metadata)),
+                other => self.events.push_back(other),
+            }
+        }
+        // Somebody may have begun to wait after the machine had said it.
+        if !self.slot_waiters.is_empty() && self.proto.free_slots() > 0 {
+            wakers.append(&mut self.slot_waiters);
+        }
+    }
+
+    pub(super) fn write_error(&self) -> Option<&Error> {
+        self.write_error.as_ref()
+    }
+
+    /// Whether the kernel took something since this was last asked.
+    pub(super) fn take_progressed(&mut self) -> bool {
+        std::mem::take(&mut self.progressed)
+    }
+}
