@@ -84,6 +84,7 @@ fn limits_and_defaults_are_the_ones_in_the_code() {
         ("max_message", bytes(options::MAX_MESSAGE)),
         ("collect_limit", number(options::COLLECT_LIMIT)),
         ("max_calls", number(usize::from(options::MAX_CALLS))),
+        ("max_running", number(options::MAX_RUNNING)),
         ("max_assembly", bytes(options::MAX_ASSEMBLY)),
         ("stream_window", window(options::STREAM_WINDOW)),
         ("connection_window", window(options::CONNECTION_WINDOW)),
