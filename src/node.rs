@@ -27,9 +27,9 @@ pub struct Picom {
     inner: Arc<Inner>,
 }
 
-/// How long `end()` waits for a registry that does not answer: it forgets the instance by itself, and running calls matter
-/// more.
-const LEAVE_LIMIT: Duration = Duration::from_secs(10);
+/// How long `end()` waits for a registry that does not answer: it forgets the instance by itself, running calls matter more,
+/// and many supervisors kill after 10 s.
+const LEAVE_LIMIT: Duration = Duration::from_secs(5);
 
 struct Inner {
     name: Arc<str>,

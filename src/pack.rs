@@ -149,7 +149,13 @@ pub(crate) async fn send_all(
             Some(Err(status)) => return Err(status),
             Some(Ok(piece)) => match link.send(id, piece) {
                 Ok(SendState::More) => {}
-                Ok(SendState::Full) => link.writable(id).await,
+                Ok(SendState::Full) => {
+                    link.writable(id).await;
+                    // A source that is asked for more than anybody wants has to remember it for the next try.
+                    if link.is_over(id) {
+                        return Ok(());
+                    }
+                }
                 Err(_) => return Ok(()),
             },
         }

@@ -46,7 +46,11 @@ const MAX_MEDIAN: usize = 200;
 
 #[test]
 fn arrows_between_rooms_go_one_way() {
-    let wrong: Vec<_> = sources("src").iter().flat_map(|(path, text)| turned(path, text)).collect();
+    // Tests of a room that have a file of their own may join it with any other.
+    let of_rooms = |path: &str| !path.ends_with("/tests.rs") && !path.contains("/tests/");
+    let sources = sources("src");
+    let rooms = sources.iter().filter(|(path, _)| of_rooms(path));
+    let wrong: Vec<_> = rooms.flat_map(|(path, text)| turned(path, text)).collect();
     assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
 }
 

@@ -79,7 +79,8 @@ impl Server {
             stop_accepting: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
-        tokio::spawn(accept::accept(listener, Arc::clone(&shared)));
+        // One of the tasks that an end waits for: when it returns, the port is free again.
+        shared.tasks.spawn(accept::accept(listener, Arc::clone(&shared)));
         Ok(Self { shared, local })
     }
 

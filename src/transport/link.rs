@@ -264,6 +264,11 @@ impl Link {
         .await;
     }
 
+    /// Whether nobody wants more of the outgoing body.
+    pub(crate) fn is_over(&self, id: StreamId) -> bool {
+        !self.lock().proto.is_sending(id)
+    }
+
     /// Waits until nobody wants more of the outgoing body.
     pub(crate) fn poll_over(&self, id: StreamId, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.lock();

@@ -229,8 +229,7 @@ impl Agent {
     }
 
     fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
-        assert!(status.is_ok_and(|status| status.success()), "cannot send SIG{name} to the agent");
+        signal(self.child.id(), name);
     }
 }
 
@@ -262,7 +261,13 @@ pub(crate) fn program() -> Option<PathBuf> {
     found
 }
 
-fn on_path(name: &str) -> Option<PathBuf> {
+/// Sends a signal to a process that the test started.
+pub(crate) fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+    assert!(status.is_ok_and(|status| status.success()), "cannot send SIG{name} to process {pid}");
+}
+
+pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 

@@ -6,9 +6,16 @@
 
 pub(crate) mod consul;
 pub(crate) mod fake_consul;
+#[cfg(all(feature = "consul", feature = "macros"))]
+pub(crate) mod load;
 pub(crate) mod nodes;
 pub(crate) mod peer;
+#[cfg(all(feature = "consul", feature = "macros"))]
+pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod tap;
+#[cfg(all(feature = "consul", feature = "macros"))]
+pub(crate) mod work;
 
 use std::time::Duration;
 
@@ -68,4 +75,25 @@ pub(crate) async fn eventually(what: &str, mut yes: impl AsyncFnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// A node that only calls, and finds others through this agent.
+#[cfg(feature = "consul")]
+pub(crate) fn client(agent: &consul::Agent) -> picom::Picom {
+    let registry = picom::registry::Consul::new(&agent.url()).expect("the agent's address is one");
+    picom::Picom::builder("caller").registry(registry).build().expect("a node")
+}
+
+/// Waits until Consul lists exactly so many instances of the processes' service as passing, and returns their ports.
+#[cfg(all(feature = "consul", feature = "macros"))]
+pub(crate) async fn passing(agent: &consul::Agent, count: usize) -> Vec<u16> {
+    let mut ports = Vec::new();
+    eventually(&format!("{count} instances pass"), async || {
+        let list = agent.get(&format!("/v1/health/service/{}?passing", process::SERVICE)).await;
+        let entries = list.as_array().expect("a list");
+        ports = entries.iter().filter_map(|entry| u16::try_from(entry["Service"]["Port"].as_u64()?).ok()).collect();
+        ports.len() == count
+    })
+    .await;
+    ports
 }

@@ -1,0 +1,154 @@
+//! Connections whose I/O fails at the worst moment, which sockets do too rarely to wait for.
+//!
+//! Owns a pipe that can be told to fail. Look next at [`super::link`] and [`super::driver`], which must tell the truth about
+//! what was sent, and lose nothing that came.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::driver::{NoCalls, connection};
+use super::link::{Link, Phase};
+use super::{Io, WriteHalf, memory};
+use crate::body::{BodyError, BodyReader};
+use crate::methods::Methods;
+use crate::options::Options;
+use crate::proto::{Config, Error, Failure, Open, Side};
+use crate::server::Server;
+use crate::service::Service;
+use crate::status::Status;
+use crate::wire::StreamId;
+
+/// What the test decides about the pipe.
+#[derive(Default)]
+struct Will {
+    /// The peer's bytes are on their way, but not here yet.
+    held: AtomicBool,
+    reader: Mutex<Option<Waker>>,
+    /// Writes fail.
+    broken: AtomicBool,
+    /// The connection is lost while a write is under way, right after its bytes were handed over.
+    lost_in_write: AtomicBool,
+    link: OnceLock<Weak<Link>>,
+}
+
+struct Reading(Box<dyn AsyncRead + Send + Unpin>, Arc<Will>);
+
+impl AsyncRead for Reading {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        *self.1.reader.lock().unwrap() = Some(cx.waker().clone());
+        if self.1.held.load(Ordering::SeqCst) {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+struct Writing(Box<dyn WriteHalf>, Arc<Will>);
+
+impl WriteHalf for Writing {
+    fn try_write(&self, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        if self.1.broken.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let written = self.0.try_write(slices)?;
+        if self.1.lost_in_write.load(Ordering::SeqCst) {
+            self.1.link.get().and_then(Weak::upgrade).unwrap().lost(&Arc::new(Error::Closed));
+        }
+        Ok(written)
+    }
+
+    fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn shutdown(&self) {
+        self.0.shutdown();
+    }
+}
+
+/// A server that answers, and a connection to it.
+async fn connected() -> (Server, Arc<Link>, Arc<Will>) {
+    let server = Server::start("service1", 1, Options { in_memory: true, ..Options::default() }).await.unwrap();
+    let methods = Methods::new().unary("id", async |_cx, number: u64| Ok::<_, Status>(number));
+    let methods: Arc<dyn Service> = Arc::new(methods);
+    server.add(&methods).unwrap();
+    let will = Arc::new(Will::default());
+    let addr: SocketAddr = server.local_addr();
+    let Io { read, write } = memory::connect(addr).unwrap();
+    let io =
+        Io { read: Box::new(Reading(read, Arc::clone(&will))), write: Box::new(Writing(write, Arc::clone(&will))) };
+    let config = Config { service: "service1".to_owned(), incarnation: 2, ..Config::new(Side::Client) };
+    let (link, driver) = connection(io, Some(addr), Arc::new(config), NoCalls);
+    will.link.set(Arc::downgrade(&link)).unwrap();
+    tokio::spawn(driver.run());
+    link.phase().wait_for(|phase| matches!(phase, Phase::Ready)).await.unwrap();
+    (server, link, will)
+}
+
+fn open(link: &Link) -> StreamId {
+    let head = Open { method: "id", deadline: None, idle: None, attempt: 0, metadata: None, end: true };
+    let encode = |out: &mut BytesMut| {
+        out.extend_from_slice(&[7]);
+        Ok::<_, ()>(())
+    };
+    link.open(head, Instant::now(), encode).unwrap()
+}
+
+async fn answer(link: &Arc<Link>, id: StreamId) -> Result<Vec<u8>, Failure> {
+    match BodyReader::new(Arc::clone(link), id, 100).message().await.unwrap() {
+        Ok(message) => Ok(message.to_vec()),
+        Err(BodyError::Failed(failure)) => Err(failure),
+        Err(other) => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_being_written_when_the_connection_is_lost_may_have_run() {
+    let (_server, link, will) = connected().await;
+    // Alone on the connection, so the caller writes; first once in peace, so that the driver sleeps.
+    assert_eq!(answer(&link, open(&link)).await, Ok(vec![7]));
+    tokio::task::yield_now().await;
+    will.lost_in_write.store(true, Ordering::SeqCst);
+    let id = open(&link);
+    let failure = answer(&link, id).await.unwrap_err();
+    assert!(matches!(failure, Failure::Lost { sent: true, .. }), "the server has it, and may run it: {failure:?}");
+}
+
+#[tokio::test]
+async fn a_write_that_fails_loses_no_answer_that_came_before() {
+    let (server, link, will) = connected().await;
+    will.held.store(true, Ordering::SeqCst);
+    let answered = open(&link);
+    // The answer, the end of taking calls and the end of the connection are all on their way when the next write fails.
+    while link.lock().proto.wants_transmit() {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    server.drain();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    will.broken.store(true, Ordering::SeqCst);
+    let unsent = open(&link);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    will.held.store(false, Ordering::SeqCst);
+    let reader = will.reader.lock().unwrap().take();
+    reader.unwrap().wake();
+    assert_eq!(answer(&link, answered).await, Ok(vec![7]), "the answer was there to be read");
+    let failure = answer(&link, unsent).await.unwrap_err();
+    let never_ran = matches!(failure, Failure::NotAccepted | Failure::Lost { sent: false, .. });
+    assert!(never_ran, "it never left: {failure:?}");
+}

@@ -1,0 +1,133 @@
+//! The service that the processes of a test expose, and the journal of what they ran.
+//!
+//! Owns [`Work`], whose methods are of every kind, and [`Journal`]. A handler writes its call down before it does anything
+//! else, straight to the file, so that not even a killed process forgets what it ran. Look next at `load.rs` for who calls.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt, stream};
+use picom::{Bytes, Status, Streaming};
+use tokio::time::sleep;
+
+/// How long a handler takes: long enough that calls are always under way when something happens to its process.
+pub(crate) const EFFORT: Duration = Duration::from_millis(20);
+
+/// A pause between two items of a stream.
+pub(crate) const PAUSE: Duration = Duration::from_millis(1);
+
+#[picom::service]
+pub(crate) trait Work {
+    /// Tells the process that answers.
+    #[rpc(idempotent)]
+    async fn who(&self) -> u32;
+    /// May run twice.
+    #[rpc(idempotent)]
+    async fn look(&self, id: u64) -> u32;
+    /// Must not run twice, nor must any of the following.
+    async fn act(&self, id: u64) -> u32;
+    async fn sum(&self, id: u64, numbers: Streaming<u64>) -> Result<u64, Status>;
+    async fn count(&self, id: u64, to: u64) -> Result<impl Stream<Item = u64>, Status>;
+    async fn echo(&self, pieces: Streaming<Bytes>) -> Result<impl Stream<Item = Result<Bytes, Status>>, Status>;
+    /// Takes this long in one process, and no time in any other. Tells the process that answers.
+    async fn nap(&self, process: u32, milliseconds: u64) -> u32;
+}
+
+pub(crate) struct Worker(File);
+
+impl Worker {
+    pub(crate) fn new(journal: &Path) -> Self {
+        Self(OpenOptions::new().append(true).create(true).open(journal).expect("the journal can be opened"))
+    }
+
+    fn ran(&self, id: u64) {
+        (&self.0).write_all(&id.to_be_bytes()).expect("the journal can be written");
+    }
+}
+
+impl Work for Worker {
+    async fn who(&self) -> u32 {
+        std::process::id()
+    }
+
+    async fn look(&self, id: u64) -> u32 {
+        self.ran(id);
+        sleep(EFFORT).await;
+        std::process::id()
+    }
+
+    async fn act(&self, id: u64) -> u32 {
+        self.ran(id);
+        sleep(EFFORT).await;
+        std::process::id()
+    }
+
+    async fn sum(&self, id: u64, mut numbers: Streaming<u64>) -> Result<u64, Status> {
+        self.ran(id);
+        let mut sum = 0;
+        while let Some(number) = numbers.message().await? {
+            sum += number;
+        }
+        Ok(sum)
+    }
+
+    async fn count(&self, id: u64, to: u64) -> Result<impl Stream<Item = u64>, Status> {
+        self.ran(id);
+        Ok(slowly(to))
+    }
+
+    async fn echo(&self, pieces: Streaming<Bytes>) -> Result<impl Stream<Item = Result<Bytes, Status>>, Status> {
+        Ok(pieces)
+    }
+
+    async fn nap(&self, process: u32, milliseconds: u64) -> u32 {
+        if process == std::process::id() {
+            sleep(Duration::from_millis(milliseconds)).await;
+        }
+        std::process::id()
+    }
+}
+
+/// 0 up to `to`, with pauses.
+pub(crate) fn slowly(to: u64) -> impl Stream<Item = u64> + Send + 'static {
+    stream::iter(0..to).then(async |number| {
+        sleep(PAUSE).await;
+        number
+    })
+}
+
+/// Where all processes of one test write which calls they ran; removed on drop.
+pub(crate) struct Journal(PathBuf);
+
+impl Journal {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self(std::env::temp_dir().join(format!("picom-journal-{}-{number}", std::process::id())))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// How often each call ran.
+    pub(crate) fn read(&self) -> HashMap<u64, u32> {
+        let mut runs = HashMap::new();
+        for id in std::fs::read(&self.0).expect("the journal can be read").chunks_exact(8) {
+            let id = u64::from_be_bytes(id.try_into().expect("eight bytes"));
+            *runs.entry(id).or_default() += 1;
+        }
+        runs
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // A test that never started a process has none.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
