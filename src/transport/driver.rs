@@ -31,7 +31,7 @@ const EVENTS_PER_TURN: usize = 256;
 /// See [`EVENTS_PER_TURN`].
 const TURNS_PER_WAKE: usize = 8;
 /// How long a closed connection may stand still: with last words that the peer does not take, or with nothing coming from it.
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// How many bytes a closed connection is still read, so that the peer gets our last words instead of a reset. A peer that has
 /// not heard of the end yet may send as much as the default credit of a connection allows.
 const LINGER_BYTES: usize = crate::options::CONNECTION_WINDOW as usize;
