@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::metadata::Metadata;
 use crate::proto::{Failure, Read};
 use crate::transport::link::Link;
 use crate::wire::{self, StreamId};
@@ -116,11 +117,13 @@ pub(crate) struct BodyReader {
     /// Bytes of the piece that is being read; their credit is given back with the next one.
     held: usize,
     last: bool,
+    /// What came with the beginning of an answer.
+    metadata: Option<Box<Metadata>>,
 }
 
 impl BodyReader {
     pub(crate) fn new(link: Arc<Link>, id: StreamId, limit: usize) -> Self {
-        Self { link, id, cutter: Cutter::new(limit), held: 0, last: false }
+        Self { link, id, cutter: Cutter::new(limit), held: 0, last: false, metadata: None }
     }
 
     /// The next message, `None` at the proper end. After an error or the end it must not be asked again. Cancel safe.
@@ -133,7 +136,7 @@ impl BodyReader {
                 None => {}
             }
             let release = std::mem::take(&mut self.held);
-            match self.link.poll_read(self.id, release, cx) {
+            match self.link.poll_read(self.id, release, &mut self.metadata, cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Read::Pending) => return Poll::Pending,
                 Poll::Ready(Read::Chunk { bytes, last }) => {
@@ -160,6 +163,11 @@ impl BodyReader {
     /// The announced length of the message that is being put together.
     pub(crate) fn assembling(&self) -> Option<usize> {
         self.cutter.assembling()
+    }
+
+    /// What came with the beginning of an answer, once some of it was read.
+    pub(crate) fn metadata(&self) -> Metadata {
+        self.metadata.as_deref().cloned().unwrap_or_default()
     }
 
     pub(crate) fn link(&self) -> &Arc<Link> {

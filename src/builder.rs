@@ -134,6 +134,13 @@ impl Builder {
         self
     }
 
+    /// Most calls that this server runs at once, over all connections; the default is 65,536. One more is refused as busy, and
+    /// its caller tries another host.
+    pub fn max_running(mut self, calls: usize) -> Self {
+        self.options.max_running = calls;
+        self
+    }
+
     /// Most bytes of one connection in messages that are still being put together; the default is 64 MiB. A call beyond it is
     /// refused as busy.
     pub fn max_assembly(mut self, bytes: usize) -> Self {

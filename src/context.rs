@@ -126,7 +126,8 @@ impl Context {
     /// Waits until [`Context::is_cancelled`]. Never completes for a call that is answered. Cancel safe.
     pub async fn cancelled(&self) {
         let token = self.0.token.get_or_init(CancellationToken::new);
-        // The flag is set before the token is looked for, so one of the two sides sees the other.
+        // The flag is set before the token is looked for, and here the other way round, so one of the two sides sees the other.
+        std::sync::atomic::fence(Ordering::SeqCst);
         if self.is_cancelled() {
             return;
         }

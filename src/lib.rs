@@ -1,4 +1,334 @@
-//! picom: services that find each other and call each other.
+//! Services that find each other and call each other.
+//!
+//! A process creates a *node* ([`Picom`]), exposes methods under a *service* name, and calls the methods of other services by
+//! name. Nodes find each other through a *registry*, Consul first, and talk directly over TCP, with no broker and no sidecar
+//! in between. Calls are one message each way or streams in either direction.
+//!
+//! The folder `examples` shows one idea each; `docs/architecture.md` explains how
+//! picom is built and `docs/protocol.md` what it says on the wire.
+//!
+//! # A service
+//!
+//! A service is a trait. [`#[picom::service]`](macro@service) leaves the trait as you wrote it and adds a server and a client
+//! for it. Whoever implements it writes plain `async fn`.
+//!
+//! ```
+//! use picom::registry::Memory;
+//! use picom::{Picom, Status};
+//!
+//! #[picom::service]
+//! pub trait Calculator {
+//!     /// Adds two numbers.
+//!     #[rpc(idempotent, deadline = "500ms")]
+//!     async fn add(&self, a: i64, b: i64) -> Result<i64, Status>;
+//! }
+//!
+//! struct Calc;
+//!
+//! impl Calculator for Calc {
+//!     async fn add(&self, a: i64, b: i64) -> Result<i64, Status> {
+//!         a.checked_add(b).ok_or_else(|| Status::out_of_range("the sum does not fit 64 bits"))
+//!     }
+//! }
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Status> {
+//! let registry = Memory::new();
+//! let service1 = Picom::builder("service1").registry(registry.clone()).build()?;
+//! service1.expose(CalculatorServer::new(Calc)).await?;
+//!
+//! let service2 = Picom::builder("service2").registry(registry).build()?;
+//! let calc: CalculatorClient = service2.client("service1");
+//! assert_eq!(calc.add(2, 5).await?, 7);
+//!
+//! service1.end().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! When [`Picom::expose`] returns, the node listens, is registered and can be found. [`Picom::end`] takes all of that back
+//! without failing a call: it deregisters, tells those who are connected, finishes what runs, and closes.
+//!
+//! # Calling
+//!
+//! Every method of a client returns a [`Call`], which is made when it is awaited. Until then it takes options:
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use picom::{Picom, Status};
+//! # #[picom::service]
+//! # trait Calculator { async fn add(&self, a: i64, b: i64) -> Result<i64, Status>; }
+//! # async fn f(calc: CalculatorClient) -> Result<(), Status> {
+//! let (sum, info) = calc
+//!     .add(2, 5)
+//!     .timeout(Duration::from_millis(200)) // over all attempts; the default is 30 s
+//!     .retries(1)                          // at most two attempts; the default is 3, so four
+//!     .metadata("tenant", "acme")
+//!     .with_info()
+//!     .await?;
+//! println!("{sum} from {} with {} attempts in {:?}", info.endpoint(), info.attempts(), info.elapsed());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Clients are cheap to make and to clone. All clients of one service in one node share a connection to each endpoint,
+//! which is made with the first call and again whenever it was lost. Dropping a call, or the stream that it returned,
+//! cancels it at the server.
+//!
+//! A call is tried again on another host only where that is safe: when its handler provably never ran, or when the method is
+//! `idempotent` and no answer had begun. A retry never outlives the deadline of the call.
+//!
+//! # By name
+//!
+//! Both sides can do without a trait. [`Methods`] is a service made of closures; [`Picom::fetch`] and [`Picom::stream`] call by
+//! name, with arguments made by [`args!`]. On the wire it is the same: typed clients call methods by name, and the reverse.
+//!
+//! ```
+//! use picom::{Context, Methods, Picom, Status, args};
+//!
+//! #[derive(serde::Deserialize)]
+//! struct Add {
+//!     a: i64,
+//!     b: i64,
+//! }
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Status> {
+//! # let registry = picom::registry::Memory::new();
+//! # let service1 = Picom::builder("service1").registry(registry.clone()).build()?;
+//! # let service2 = Picom::builder("service2").registry(registry).build()?;
+//! let methods = Methods::new()
+//!     .unary("add", |_cx: Context, Add { a, b }: Add| async move { Ok::<_, Status>(a.wrapping_add(b)) })
+//!     .idempotent();
+//! service1.expose(methods).await?;
+//!
+//! let sum: i64 = service2.fetch("service1", "add", args! { a: 2, b: 5 }).await?;
+//! assert_eq!(sum, 7);
+//! # service1.end().await
+//! # }
+//! ```
+//!
+//! # Streaming
+//!
+//! The types of a method say how it streams: a last argument [`Streaming<T>`](Streaming) is a body that the caller sends, an
+//! answer `impl Stream<Item = T>` is one that the server sends, and both together run at the same time. The items of an
+//! answer may be `Result`s. A stream in a client is a [`Streaming`], whose items are `Result`s always, because a connection
+//! can fail between two of them. A stream that was cut short never looks like one that ended.
+//!
+//! ```
+//! use futures::{Stream, stream};
+//! use picom::{Picom, Status, Streaming};
+//!
+//! #[picom::service]
+//! trait Numbers {
+//!     async fn count(&self, to: u64) -> Result<impl Stream<Item = u64>, Status>;
+//!     async fn sum(&self, numbers: Streaming<i64>) -> Result<i64, Status>;
+//!     async fn double(&self, numbers: Streaming<i64>) -> Result<impl Stream<Item = Result<i64, Status>>, Status>;
+//! }
+//!
+//! struct Local;
+//!
+//! impl Numbers for Local {
+//!     async fn count(&self, to: u64) -> Result<impl Stream<Item = u64>, Status> {
+//!         Ok(stream::iter(0..to))
+//!     }
+//!
+//!     async fn sum(&self, mut numbers: Streaming<i64>) -> Result<i64, Status> {
+//!         let mut sum = 0_i64;
+//!         while let Some(number) = numbers.message().await? {
+//!             sum = sum.wrapping_add(number);
+//!         }
+//!         Ok(sum)
+//!     }
+//!
+//!     async fn double(&self, numbers: Streaming<i64>) -> Result<impl Stream<Item = Result<i64, Status>>, Status> {
+//!         use futures::TryStreamExt;
+//!         Ok(numbers.map_ok(|number| number.wrapping_mul(2)))
+//!     }
+//! }
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let registry = picom::registry::Memory::new();
+//! # let service1 = Picom::builder("service1").registry(registry.clone()).build()?;
+//! # let service2 = Picom::builder("service2").registry(registry).build()?;
+//! # service1.expose(NumbersServer::new(Local)).await?;
+//! let numbers: NumbersClient = service2.client("service1");
+//!
+//! let mut items = numbers.count(3).await?;
+//! while let Some(item) = items.message().await? {
+//!     println!("item {item}");
+//! }
+//!
+//! assert_eq!(numbers.sum(stream::iter(1..=10)).await?, 55);
+//!
+//! // Both ways, by hand: `send` waits while the other side has no room.
+//! let (sender, body) = picom::channel::<i64>();
+//! let mut doubled = numbers.double(body).await?;
+//! sender.send(21).await?;
+//! assert_eq!(doubled.message().await?, Some(42));
+//! drop(sender); // ends the body properly; `sender.abort(status)` ends it with an error
+//! assert_eq!(doubled.message().await?, None);
+//! # service1.end().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A stream that nobody reads suspends its sender: at most [`STREAM_WINDOW`](options::STREAM_WINDOW) bytes wait for it. Use
+//! [`Bytes`] for items that are bytes; they are handed on without being copied again.
+//!
+//! # Errors
+//!
+//! A method that returns `Result<T, Status>` gives its caller that [`Status`]. A method with an error type of its own gives
+//! [`CallError::App`] with that error, apart from everything else that can happen, which is [`CallError::Rpc`]. A method
+//! without `Result` cannot fail in the application; its client returns `Result<T, Status>` all the same.
+//!
+//! ```
+//! use picom::{CallError, Code, Execution, Picom, Status, args};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Debug, PartialEq, Serialize, Deserialize)]
+//! enum MathError {
+//!     DivisionByZero,
+//! }
+//!
+//! #[picom::service]
+//! trait Calculator {
+//!     async fn divide(&self, a: i64, b: i64) -> Result<i64, MathError>;
+//! }
+//!
+//! # struct Calc;
+//! # impl Calculator for Calc {
+//! #     async fn divide(&self, a: i64, b: i64) -> Result<i64, MathError> {
+//! #         a.checked_div(b).ok_or(MathError::DivisionByZero)
+//! #     }
+//! # }
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let registry = picom::registry::Memory::new();
+//! # let service1 = Picom::builder("service1").registry(registry.clone()).build()?;
+//! # let service2 = Picom::builder("service2").registry(registry).build()?;
+//! # service1.expose(CalculatorServer::new(Calc)).await?;
+//! let calc: CalculatorClient = service2.client("service1");
+//! match calc.divide(1, 0).await {
+//!     Err(CallError::App(error)) => assert_eq!(error, MathError::DivisionByZero),
+//!     Err(CallError::Rpc(status)) => return Err(status.into()), // unavailable, too late, …
+//!     Ok(_) => unreachable!("nothing is divided by zero"),
+//! }
+//!
+//! let status = service2.fetch::<i64>("service1", "divid", args! { a: 1, b: 0 }).await.unwrap_err();
+//! assert_eq!((status.code(), status.execution()), (Code::Unimplemented, Execution::Never));
+//! println!("{status}");
+//! // unimplemented: service1.divid at 127.0.0.1:34567: service1 has no method `divid`; the nearest is `divide`
+//! // (attempt 1 of 4; the handler never ran)
+//! # service1.end().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Status::execution`] is what matters for trying again by hand: [`Execution::Never`] is always safe, [`Execution::Maybe`]
+//! only if running twice does no harm.
+//!
+//! # Context
+//!
+//! A handler may take a `&Context`, anywhere among its arguments: [`Context`] knows who called, how long the caller still
+//! waits, and what metadata came with the call. Calls that a handler makes inherit what remains of the deadline, and the
+//! metadata that was marked for it with [`Call::metadata_inherited`], whether or not the handler takes a context. When the
+//! caller gives up, the handler is dropped, and with it the calls that it has made.
+//!
+//! ```
+//! # use picom::{Context, Status};
+//! # #[picom::service]
+//! # trait Prices { async fn price(&self, cx: &Context, item: String) -> Result<u64, Status>; }
+//! # struct List;
+//! impl Prices for List {
+//!     async fn price(&self, cx: &Context, item: String) -> Result<u64, Status> {
+//!         let tenant = cx.metadata().get("tenant").ok_or_else(|| Status::unauthenticated("no tenant"))?;
+//!         println!("{} asks for the price of {item} for {tenant}; {:?} left", cx.peer().node, cx.remaining());
+//!         Ok(5)
+//!     }
+//! }
+//! ```
+//!
+//! A task that a handler spawns inherits through [`Context::scope`]; [`Context::detached`] makes calls that outlive their caller.
+//!
+//! # Registries
+//!
+//! [`registry`] holds the ways to find each other. A node without a registry in code takes the one that the environment
+//! variable `PICOM_REGISTRY` names, and without that Consul at `CONSUL_HTTP_ADDR`, else at `127.0.0.1:8500`.
+//!
+//! | in code | as a URL | for |
+//! | --- | --- | --- |
+//! | [`registry::Consul`] | `consul://127.0.0.1:8500` | everything that runs on more than one machine |
+//! | [`registry::Fixed`] | `fixed://service1=10.0.0.7:4000` | addresses that somebody else keeps right |
+//! | [`registry::Memory`] | `memory://name` | tests and demonstrations, within one process |
+//!
+//! The last good list is kept when a registry is lost, and an empty answer is believed only when the registry says so for
+//! sure. [`registry::Registry`] is the trait for everything else.
+//!
+//! # Options
+//!
+//! [`Picom::builder`] takes them; [`options`] lists every default with its unit and its reason.
+//!
+//! ```
+//! use std::time::Duration;
+//! use picom::Picom;
+//! use picom::registry::Consul;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let node = Picom::builder("service1")
+//!     .registry(Consul::new("http://127.0.0.1:8500")?.ttl(Duration::from_secs(30)))
+//!     .port(4000)
+//!     .retries(3)
+//!     .max_message(16 << 20)
+//!     .drain_timeout(Duration::from_secs(60))
+//!     .build()?;
+//! # drop(node);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Testing
+//!
+//! [`registry::Memory`] needs no network service, and a node that is [`in_memory`](Builder::in_memory) needs no socket: both
+//! together run on tokio's paused time, where a test of a timeout takes no time.
+//!
+//! ```
+//! use std::time::Duration;
+//! use picom::registry::Memory;
+//! use picom::{Code, Picom, Status};
+//!
+//! # #[picom::service]
+//! # trait Slow { async fn wait(&self) -> Result<(), Status>; }
+//! # struct Sleeper;
+//! # impl Slow for Sleeper {
+//! #     async fn wait(&self) -> Result<(), Status> { std::future::pending().await }
+//! # }
+//! # fn main() -> Result<(), Status> {
+//! #     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+//! #     runtime.expect("a runtime").block_on(a_call_without_an_answer_ends())
+//! # }
+//! // #[tokio::test(start_paused = true)]
+//! async fn a_call_without_an_answer_ends() -> Result<(), Status> {
+//!     let registry = Memory::new();
+//!     let server = Picom::builder("slow").registry(registry.clone()).in_memory().build()?;
+//!     server.expose(SlowServer::new(Sleeper)).await?;
+//!     let client: SlowClient = Picom::builder("test").registry(registry).build()?.client("slow");
+//!
+//!     let status = client.wait().timeout(Duration::from_secs(10)).await.unwrap_err();
+//!     assert_eq!(status.code(), Code::DeadlineExceeded);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Features of the crate
+//!
+//! | feature | default | what it adds |
+//! | --- | --- | --- |
+//! | `macros` | yes | [`#[picom::service]`](macro@service) |
+//! | `consul` | yes | [`registry::Consul`], with an HTTP client and TLS for it |
+//!
+//! No feature changes how calls behave. picom needs Rust 1.85 and a tokio runtime.
 
 mod body;
 mod builder;

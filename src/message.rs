@@ -12,7 +12,7 @@ use std::fmt;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use found::Found;
 use serde::de::value::MapDeserializer;
-use serde::de::{DeserializeOwned, IgnoredAny, Visitor};
+use serde::de::{DeserializeOwned, IgnoredAny, IntoDeserializer, Visitor};
 use serde::{Deserialize, Serialize};
 
 /// How deep a message may be nested. rmp-serde's own limit of 1,024 overflows small stacks; 64 levels are far
@@ -79,9 +79,24 @@ pub(crate) fn decode<T: DeserializeOwned + 'static>(message: &Bytes) -> Result<T
         return recast(decode_bytes(message)?.to_vec());
     }
     let mut deserializer = deserializer(message);
-    let value = T::deserialize(&mut deserializer).map_err(|error| MessageError(error.to_string()))?;
+    let value = T::deserialize(&mut deserializer).map_err(|error| explain::<T>(message, &error))?;
     expect_end(&mut deserializer)?;
     Ok(value)
+}
+
+/// Decodes once more, slowly, to say where it fails and what was expected there.
+fn explain<T: DeserializeOwned>(message: &Bytes, error: &rmp_serde::decode::Error) -> MessageError {
+    if let Err(error) = serde_path_to_error::deserialize::<_, T>(&mut deserializer(message)) {
+        if error.path().iter().next().is_some() {
+            return MessageError(format!("`{}`: {}", error.path(), error.inner()));
+        }
+    }
+    // MessagePack's reader does not name the type expected, serde does.
+    let found = Found::deserialize(&mut deserializer(message)).ok();
+    let expected = found
+        .and_then(|found| T::deserialize(IntoDeserializer::<serde::de::value::Error>::into_deserializer(&found)).err());
+    let expected = expected.map(|error| error.to_string()).filter(|text| text.starts_with("invalid"));
+    MessageError(expected.unwrap_or_else(|| error.to_string()))
 }
 
 /// Reads the map of arguments as `A`. Nil and an empty array stand for an empty map. The error names the argument.

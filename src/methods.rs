@@ -201,7 +201,7 @@ impl fmt::Debug for Methods {
     }
 }
 
-/// What the stream of a streaming method yields: a value ([`Plain`]), or a `Result` with [`Status`] ([`Fallible`]).
+/// What the stream of a streaming method yields: a value, or a `Result` with [`Status`]. Which of the two is inferred.
 pub trait Item<M>: Send {
     /// The type of the value.
     type Value: Serialize + Send + 'static;

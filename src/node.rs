@@ -99,7 +99,7 @@ impl Picom {
         let service: Arc<dyn Service> = Arc::new(service);
         let mut exposed = self.inner.exposed.lock().await;
         if let Some(exposing) = &*exposed {
-            exposing.server.add(service)?;
+            exposing.server.add(&service)?;
             return Ok(Exposed::new(exposing));
         }
         let Inner { name, options, incarnation, .. } = &*self.inner;
@@ -107,7 +107,7 @@ impl Picom {
         let server = Server::start(name, *incarnation, options.clone()).await.map_err(|error| {
             Status::failed_precondition(format!("cannot listen on {asked}: {}", error.kind())).with_source(error)
         })?;
-        server.add(service)?;
+        server.add(&service)?;
         let instance = self.instance(server.local_addr());
         let registration = registry.register(instance).await.map_err(refused)?;
         if let RegistrationState::Retrying(reason) | RegistrationState::Denied(reason) = registration.state() {
@@ -120,9 +120,16 @@ impl Picom {
     fn instance(&self, local: SocketAddr) -> Instance {
         let Inner { name, incarnation, options, .. } = &*self.inner;
         let address = options.advertise.or((!local.ip().is_unspecified()).then(|| local.ip()));
+        // With a fixed port a process that comes back after a crash takes over the entry that it left; with a random one
+        // it would take over somebody else's.
+        let place = address.map_or_else(|| "any".to_owned(), |address| address.to_string());
+        let id = match options.port {
+            0 => format!("{name}-{place}-{}-{incarnation:016x}", local.port()),
+            port => format!("{name}-{place}-{port}"),
+        };
         Instance {
             service: name.to_string(),
-            id: format!("{name}-{}-{incarnation:016x}", local.port()),
+            id,
             incarnation: *incarnation,
             address,
             port: local.port(),

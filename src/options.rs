@@ -6,6 +6,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::proto;
+
 /// How often a call is tried again on other hosts after the first attempt, where that is safe.
 pub const RETRIES: u32 = 3;
 /// Most attempts of one call, whatever `retries` says: gRPC caps at five as well.
@@ -20,20 +22,23 @@ pub const RESOLVE_WAIT: Duration = Duration::from_secs(5);
 /// How long connecting and shaking hands with one endpoint may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a peer that connected may take until it has said hello.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+pub const HANDSHAKE_TIMEOUT: Duration = proto::HANDSHAKE_TIMEOUT;
 /// Longest message that is accepted, in bytes: 4 MiB, as tonic's.
-pub const MAX_MESSAGE: usize = 4 << 20;
+pub const MAX_MESSAGE: usize = proto::MAX_MESSAGE;
 /// Most items that `multiple()` collects.
 pub const COLLECT_LIMIT: usize = 100_000;
 /// Most calls that one connection may have open at the server.
-pub const MAX_CALLS: u16 = 1024;
+pub const MAX_CALLS: u16 = proto::MAX_CALLS;
+/// Most calls that one server runs at once, over all connections: what 64 full connections have. One more is refused as busy,
+/// so that another host takes it.
+pub const MAX_RUNNING: usize = 65_536;
 /// Most bytes that one connection may have in messages that are still being put together from many frames.
 pub const MAX_ASSEMBLY: usize = 64 << 20;
 /// First credit of each stream in bytes. Measured on loopback, 256 KiB reaches full bandwidth; a quarter costs two
 /// thirds of it, and four times as much brings nothing.
-pub const STREAM_WINDOW: u32 = 256 << 10;
+pub const STREAM_WINDOW: u32 = proto::STREAM_WINDOW;
 /// First credit of a connection in bytes: 32 unread streams do not stop the others.
-pub const CONNECTION_WINDOW: u32 = 8 << 20;
+pub const CONNECTION_WINDOW: u32 = proto::CONNECTION_WINDOW;
 /// Most connections that a server accepts.
 pub const MAX_CONNECTIONS: usize = 10_000;
 /// Most connections that a server accepts from one address.
@@ -67,6 +72,7 @@ pub(crate) struct Options {
     pub(crate) max_message: usize,
     pub(crate) collect_limit: usize,
     pub(crate) max_calls: u16,
+    pub(crate) max_running: usize,
     pub(crate) max_assembly: usize,
     pub(crate) stream_window: u32,
     pub(crate) connection_window: u32,
@@ -93,6 +99,7 @@ impl Default for Options {
             max_message: MAX_MESSAGE,
             collect_limit: COLLECT_LIMIT,
             max_calls: MAX_CALLS,
+            max_running: MAX_RUNNING,
             max_assembly: MAX_ASSEMBLY,
             stream_window: STREAM_WINDOW,
             connection_window: CONNECTION_WINDOW,

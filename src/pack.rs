@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::message::{self, MessageError};
 use crate::proto::SendState;
 use crate::status::Status;
-use crate::transport::link::{Link, Over};
+use crate::transport::link::{Link, Piece};
 use crate::wire::{self, StreamId, WireStatus};
 
 /// Bytes gathered before they are handed to the connection while a source keeps having items ready.
@@ -28,14 +28,14 @@ pub(crate) fn by_reference(len: usize) -> bool {
 }
 
 /// A body ready to be sent: pieces that consist of whole messages, or an error that ends it.
-pub(crate) type Pieces = BoxStream<'static, Result<Bytes, WireStatus>>;
+pub(crate) type Pieces = BoxStream<'static, Result<Piece, WireStatus>>;
 
 /// Turns items into pieces of a body. A piece is handed on when the source has no item ready or enough have gathered.
 pub(crate) struct Packed<S> {
     items: Pin<Box<S>>,
     packed: BytesMut,
-    /// Bytes whose header has just been handed on.
-    follows: Option<Bytes>,
+    /// A long message that follows what is packed.
+    long: Option<Piece>,
     /// How the source ended, to be told once what is packed has left.
     end: Option<Result<(), WireStatus>>,
     limit: u64,
@@ -44,11 +44,11 @@ pub(crate) struct Packed<S> {
 impl<S> Packed<S> {
     /// Packs `items`, each at most `limit` bytes long.
     pub(crate) fn new(items: S, limit: u64) -> Self {
-        Self { items: Box::pin(items), packed: BytesMut::new(), follows: None, end: None, limit }
+        Self { items: Box::pin(items), packed: BytesMut::new(), long: None, end: None, limit }
     }
 
-    fn take(&mut self) -> Bytes {
-        self.packed.split().freeze()
+    fn take(&mut self) -> Piece {
+        Piece::Packed(self.packed.split().freeze())
     }
 
     /// Packs one item. Says whether the piece has to leave now.
@@ -62,8 +62,7 @@ impl<S> Packed<S> {
         let before = self.packed.len();
         if let Some(bytes) = message::as_shared_bytes(item).filter(|bytes| by_reference(bytes.len())) {
             self.check(bytes.len())?;
-            put_bytes_header(bytes.len(), &mut self.packed).map_err(|error| cannot_encode(&error))?;
-            self.follows = Some(bytes.clone());
+            self.long = Some(long(bytes.clone()).map_err(|error| cannot_encode(&error))?);
             return Ok(true);
         }
         let len = match wire::encode_message(&mut self.packed, |out| message::encode(item, out)) {
@@ -99,14 +98,11 @@ where
     S: Stream<Item = Result<T, WireStatus>>,
     T: Serialize + 'static,
 {
-    type Item = Result<Bytes, WireStatus>;
+    type Item = Result<Piece, WireStatus>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        if let Some(bytes) = this.follows.take() {
-            return Poll::Ready(Some(Ok(bytes)));
-        }
-        while this.end.is_none() {
+        while this.long.is_none() && this.end.is_none() {
             match this.items.as_mut().poll_next(cx) {
                 Poll::Pending if this.packed.is_empty() => return Poll::Pending,
                 Poll::Pending => return Poll::Ready(Some(Ok(this.take()))),
@@ -114,13 +110,16 @@ where
                 Poll::Ready(Some(Err(status))) => this.end = Some(Err(status)),
                 Poll::Ready(Some(Ok(item))) => match this.push(&item) {
                     Ok(false) => {}
-                    Ok(true) => return Poll::Ready(Some(Ok(this.take()))),
+                    Ok(true) => break,
                     Err(status) => this.end = Some(Err(status)),
                 },
             }
         }
         if !this.packed.is_empty() {
             return Poll::Ready(Some(Ok(this.take())));
+        }
+        if let Some(long) = this.long.take() {
+            return Poll::Ready(Some(Ok(long)));
         }
         match this.end.replace(Ok(())) {
             Some(Err(status)) => Poll::Ready(Some(Err(status))),
@@ -134,7 +133,7 @@ where
 pub(crate) async fn send_all(
     link: &Link,
     id: StreamId,
-    mut pieces: Pin<&mut (impl Stream<Item = Result<Bytes, WireStatus>> + ?Sized)>,
+    mut pieces: Pin<&mut (impl Stream<Item = Result<Piece, WireStatus>> + ?Sized)>,
 ) -> Result<(), WireStatus> {
     loop {
         let piece = std::future::poll_fn(|cx| {
@@ -163,24 +162,14 @@ pub(crate) async fn send_all(
     }
 }
 
-/// Queues one message of bytes by reference.
-pub(crate) fn send_bytes(link: &Link, id: StreamId, bytes: Bytes) -> Result<SendState, Over> {
-    let mut header = BytesMut::with_capacity(2 * wire::LONG_PREFIX);
-    // Bytes that a header cannot announce were refused by the limit on messages before.
-    if put_bytes_header(bytes.len(), &mut header).is_err() {
-        return Err(Over);
-    }
-    link.send(id, header.freeze())?;
-    link.send(id, bytes)
-}
-
-/// Appends the prefix and the `bin` header of a message of `len` bytes; the bytes themselves follow.
-fn put_bytes_header(len: usize, out: &mut BytesMut) -> Result<(), MessageError> {
-    let mut header = BytesMut::with_capacity(wire::LONG_PREFIX);
-    message::put_bin_header(len, &mut header)?;
-    wire::put_prefix(out, header.len() + len);
-    out.extend_from_slice(&header);
-    Ok(())
+/// One message of bytes, by reference.
+pub(crate) fn long(body: Bytes) -> Result<Piece, MessageError> {
+    let mut bin = BytesMut::with_capacity(wire::LONG_PREFIX);
+    message::put_bin_header(body.len(), &mut bin)?;
+    let mut head = BytesMut::with_capacity(2 * wire::LONG_PREFIX);
+    wire::put_prefix(&mut head, bin.len() + body.len());
+    head.extend_from_slice(&bin);
+    Ok(Piece::Long { head: head.freeze(), body })
 }
 
 #[cfg(test)]
@@ -189,30 +178,33 @@ mod tests {
     use super::*;
     use futures::{StreamExt, stream};
 
-    async fn pieces<T: Serialize + 'static>(items: Vec<T>) -> Vec<Bytes> {
+    async fn pieces<T: Serialize + 'static>(items: Vec<T>) -> Vec<Piece> {
         let items = stream::iter(items.into_iter().map(Ok::<_, WireStatus>));
         Packed::new(items, u64::MAX).map(Result::unwrap).collect().await
     }
 
     #[tokio::test]
     async fn items_that_are_ready_leave_in_one_piece() {
-        assert_eq!(pieces(vec![1u8, 2, 3]).await, [&[1, 1, 1, 2, 1, 3][..]]);
+        assert_eq!(pieces(vec![1u8, 2, 3]).await, [Piece::Packed(Bytes::from_static(&[1, 1, 1, 2, 1, 3]))]);
         assert!(pieces(Vec::<u8>::new()).await.is_empty());
     }
 
     #[tokio::test]
     async fn long_bytes_leave_by_reference_behind_their_header() {
         let bytes = Bytes::from(vec![9; BY_REFERENCE]);
-        let pieces = pieces(vec![bytes.clone(), Bytes::from_static(b"x")]).await;
-        assert_eq!(pieces.len(), 3);
-        assert_eq!(pieces[1].as_ptr(), bytes.as_ptr(), "the bytes were copied");
+        let short = Bytes::from_static(b"x");
+        let pieces = pieces(vec![short.clone(), bytes.clone(), short]).await;
+        let [Piece::Packed(_), Piece::Long { body, .. }, Piece::Packed(_)] = &*pieces else {
+            unreachable!("three pieces in the order of the items, not {pieces:?}")
+        };
+        assert_eq!(body.as_ptr(), bytes.as_ptr(), "the bytes were copied");
     }
 
     #[tokio::test]
     async fn what_was_packed_leaves_before_the_error() {
         let items = stream::iter([Ok(1u8), Err(WireStatus::from(&Status::aborted("enough")))]);
         let mut packed = Packed::new(items, u64::MAX);
-        assert_eq!(packed.next().await.unwrap().unwrap(), [1, 1][..]);
+        assert_eq!(packed.next().await.unwrap().unwrap(), Piece::Packed(Bytes::from_static(&[1, 1])));
         assert!(packed.next().await.unwrap().is_err());
         assert!(packed.next().await.is_none());
     }

@@ -286,6 +286,19 @@ impl Status {
         self.0.application
     }
 
+    /// As a handler passes it on: whatever an inner call was, this handler ran; and where the inner call failed is part of
+    /// what happened, because the caller would otherwise take the place for its own.
+    pub(crate) fn passed_on(mut self) -> Self {
+        let inner = &mut *self.0;
+        inner.execution = None;
+        inner.attempts = 0;
+        if let (Some(service), Some(method)) = (inner.service.take(), inner.method.take()) {
+            let place = inner.endpoint.take().map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
+            inner.message = format!("{service}.{method}{place}: {}", inner.message);
+        }
+        self
+    }
+
     pub(crate) fn with_message(mut self, message: String) -> Self {
         self.0.message = message;
         self

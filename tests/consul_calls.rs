@@ -32,10 +32,11 @@ struct Digest {
 
 impl Digest {
     fn add(&mut self, piece: &[u8]) {
-        let (words, rest) = piece.as_chunks::<8>();
-        assert!(rest.is_empty(), "pieces of whole words");
+        let words = piece.chunks_exact(8);
+        assert!(words.remainder().is_empty(), "pieces of whole words");
         for word in words {
-            self.hash = (self.hash.rotate_left(5) ^ u64::from_le_bytes(*word)).wrapping_mul(0x517c_c1b7_2722_0a95);
+            let word = u64::from_le_bytes(word.try_into().unwrap());
+            self.hash = (self.hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
         }
         self.len += piece.len() as u64;
     }

@@ -26,6 +26,7 @@ use crate::service;
 use crate::status::{Execution, Status};
 use crate::transport::link::Link;
 use crate::wire::Refusal;
+use crate::wire::head::MAX_NAME;
 
 /// What was settled when the call began.
 #[derive(Debug)]
@@ -139,7 +140,16 @@ impl<A: Arguments> Attempts<A> {
 
     /// Opens the call; `None` means: go on with another attempt.
     async fn open(&mut self, mut target: Arc<Target>, mut link: Arc<Link>) -> Result<Option<Attempt>, Failed> {
+        let mut waited = false;
         loop {
+            if self.has_deadline_passed() {
+                let status = Status::deadline_exceeded(if waited {
+                    "the connection had its limit of open calls until the deadline"
+                } else {
+                    "the deadline passed before the call was sent"
+                });
+                return Err(self.failed(Some(&target), status.with_execution(Execution::Never)));
+            }
             let head = Open {
                 method: self.method.name(),
                 deadline: self.settled.deadline.map(Instant::into_std),
@@ -160,6 +170,10 @@ impl<A: Arguments> Attempts<A> {
             };
             let status = match error {
                 OpenError::Encode(text) => Status::invalid_argument(text),
+                OpenError::TooLarge { .. } if self.method.name().len() > MAX_NAME => Status::invalid_argument(format!(
+                    "a method's name has 1 to {MAX_NAME} bytes, this one {}",
+                    self.method.name().len()
+                )),
                 OpenError::TooLarge { len, limit } => Status::invalid_argument(format!(
                     "arguments of {len} bytes exceed the server's limit of {limit}; raise `max_message` there or stream them"
                 )),
@@ -168,15 +182,13 @@ impl<A: Arguments> Attempts<A> {
                     self.go_on(&target, Class::NeverSent, status, None).await?;
                     return Ok(None);
                 }
-                OpenError::Full if self.has_deadline_passed() => {
-                    Status::deadline_exceeded("the connection had its limit of open calls until the deadline")
-                }
                 OpenError::Full => {
                     let elsewhere = if self.settled.on.is_none() { self.pool.with_room() } else { None };
                     if let Some(other) = elsewhere {
                         (target, link) = other;
                         continue;
                     }
+                    waited = true;
                     let free = link.slot_free();
                     let until = self.settled.deadline.unwrap_or_else(|| Instant::now() + crate::options::DEADLINE);
                     // Either a place is free or the deadline has passed, which the next round finds out.
@@ -203,7 +215,11 @@ impl<A: Arguments> Attempts<A> {
                 return Err(self.failed(Some(&target), status));
             }
             BodyError::TooLong { len, limit } => {
-                let text = format!("an answer of {len} bytes exceeds the limit of {limit}; raise `max_message` here");
+                let option = match self.method.described().and_then(|method| method.max_response) {
+                    Some(_) => "`max_response` of the method",
+                    None => "`max_message` here",
+                };
+                let text = format!("an answer of {len} bytes exceeds the limit of {limit}; raise {option}");
                 let status = Status::resource_exhausted(text).with_execution(Execution::Done);
                 return Err(self.failed(Some(&target), status));
             }
@@ -213,6 +229,9 @@ impl<A: Arguments> Attempts<A> {
             Failure::Refused { retry_after, .. } => *retry_after,
             _ => None,
         };
+        if matches!(failure, Failure::Refused { .. }) {
+            target.refused(asked);
+        }
         if matches!(failure, Failure::Lost { .. }) {
             target.failed();
             self.pool.refresh();
@@ -233,8 +252,12 @@ impl<A: Arguments> Attempts<A> {
         status: Status,
         asked: Option<Duration>,
     ) -> Result<(), Failed> {
+        // When to come back is said of this server; another one may be asked at once.
+        let elsewhere = self.settled.on.is_none() && self.pool.has_another(target, &self.tried);
+        let asked = asked.filter(|_| !elsewhere);
         let delay = retry::delay(class, self.count, asked);
-        let in_time = self.settled.deadline.is_none_or(|deadline| Instant::now() + delay < deadline);
+        let in_time =
+            delay <= retry::MAX_ASKED && self.settled.deadline.is_none_or(|deadline| Instant::now() + delay < deadline);
         let most = if class.never_ran() { self.settled.max_failovers } else { self.settled.max_attempts };
         if !class.allows(self.is_idempotent(target)) || self.count >= most.min(MAX_ATTEMPTS) || !in_time {
             return Err(self.failed(Some(target), status));
@@ -310,6 +333,9 @@ impl<A: Arguments> Attempts<A> {
 /// What a failure to connect means to the caller.
 fn connect_status(error: &Arc<Error>) -> Status {
     let text = match &**error {
+        Error::Io { kind: std::io::ErrorKind::UnexpectedEof, .. } => {
+            "the peer closed the connection before hello".to_owned()
+        }
         Error::Io { kind, .. } if *kind != std::io::ErrorKind::TimedOut && *kind != std::io::ErrorKind::Other => {
             kind.to_string()
         }

@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 use tokio::sync::Mutex;
@@ -16,7 +15,7 @@ use crate::options::STREAM_WINDOW;
 use crate::pack::{self, Packed, Pieces};
 use crate::status::Status;
 use crate::streaming::Streaming;
-use crate::transport::link::Link;
+use crate::transport::link::{Link, Piece};
 use crate::wire::{StreamId, WireStatus};
 
 /// Bytes of a body that are remembered, so that a call which was not processed can be tried on another host. A server that does
@@ -32,13 +31,14 @@ pub trait IntoBody<T>: Send + 'static {
     fn into_items(self) -> impl Stream<Item = Result<T, Status>> + Send + 'static;
 }
 
-impl<T: Send + 'static, S: Stream<Item = T> + Send + 'static> IntoBody<T> for S {
+// `Serialize` tells a compiler that looks for `T` the two apart: a `Result` with a `Status` is no item.
+impl<T: Serialize + Send + 'static, S: Stream<Item = T> + Send + 'static> IntoBody<T> for S {
     fn into_items(self) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
         self.map(Ok)
     }
 }
 
-impl<T: Send + 'static> IntoBody<T> for Streaming<T> {
+impl<T: Serialize + Send + 'static> IntoBody<T> for Streaming<T> {
     fn into_items(self) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
         self
     }
@@ -50,7 +50,7 @@ pub(crate) struct Body(Arc<Mutex<Replay>>);
 
 struct Replay {
     source: Pieces,
-    sent: Vec<Bytes>,
+    sent: Vec<Piece>,
     size: usize,
     /// More was sent than is remembered.
     overflowed: bool,
@@ -60,7 +60,7 @@ struct Replay {
 
 impl Body {
     pub(super) fn new<T: Serialize + Send + 'static>(items: impl IntoBody<T>) -> Self {
-        let items = items.into_items().map(|item| item.map_err(|status| WireStatus::from(&status)));
+        let items = items.into_items().map(|item| item.map_err(|status| WireStatus::from(&status.passed_on())));
         // The server's own limit refuses items that are too long, with its own words.
         let source = Box::pin(Packed::new(items, u64::MAX));
         Self(Arc::new(Mutex::new(Replay { source, sent: Vec::new(), size: 0, overflowed: false, failed: None })))
@@ -94,7 +94,7 @@ struct Again<'a> {
 }
 
 impl Stream for Again<'_> {
-    type Item = Result<Bytes, WireStatus>;
+    type Item = Result<Piece, WireStatus>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;

@@ -52,7 +52,7 @@ impl Method {
         }
     }
 
-    fn described(&self) -> Option<&'static MethodDescriptor> {
+    pub(super) fn described(&self) -> Option<&'static MethodDescriptor> {
         match self {
             Self::Described(method) => Some(method),
             Self::Named(_) => None,
@@ -256,7 +256,7 @@ impl<A: Arguments, R: Response> Call<A, R> {
 }
 
 /// A moment this far away; very long times are cut to thirty years, which timers can hold.
-fn at(now: Instant, after: Duration) -> Instant {
+pub(super) fn at(now: Instant, after: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 30);
     now + after.min(FAR)
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use tokio::time::Instant;
 
 use super::balance::{Balance, RoundRobin};
+use super::call::at;
 use super::retry::Budget;
 use super::target::Target;
 use crate::options::Options;
@@ -97,7 +98,7 @@ impl Pool {
         }
         let mut watch = self.watch().clone();
         watch.refresh();
-        let patience = self.set().empty_since + self.identity.options.resolve_wait;
+        let patience = at(self.set().empty_since, self.identity.options.resolve_wait);
         let until = deadline.map_or(patience, |deadline| deadline.min(patience));
         loop {
             let changed = tokio::time::timeout_at(until, watch.changed()).await;
@@ -118,6 +119,13 @@ impl Pool {
     /// The target with this address, if it is one of those in use.
     pub(super) fn find(&self, addr: SocketAddr) -> Option<Arc<Target>> {
         self.set().usable.iter().find(|target| target.endpoint().addr == addr).cloned()
+    }
+
+    /// Whether there is an endpoint beside `target` that the call has not tried.
+    pub(super) fn has_another(&self, target: &Arc<Target>, tried: &[Arc<Target>]) -> bool {
+        let known =
+            |other: &Arc<Target>| Arc::ptr_eq(other, target) || tried.iter().any(|tried| Arc::ptr_eq(tried, other));
+        self.set().usable.iter().any(|other| !known(other))
     }
 
     /// A connection on which another call can be opened now, if there is one.

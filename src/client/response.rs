@@ -200,7 +200,7 @@ fn decode<T: DeserializeOwned + 'static, A: Arguments, E: Failure>(
 }
 
 fn info<A: Arguments>(attempts: &Attempts<A>, attempt: &Attempt) -> CallInfo {
-    CallInfo::new(attempt.target().endpoint().addr, attempts.count(), attempts.elapsed(), attempt.take_metadata())
+    CallInfo::new(attempt.target().endpoint().addr, attempts.count(), attempts.elapsed(), attempt.metadata())
 }
 
 struct ItemStream<A, T, E> {

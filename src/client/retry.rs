@@ -58,6 +58,9 @@ impl Class {
 const BASE: Duration = Duration::from_millis(25);
 /// Longest back-off.
 const CAP: Duration = Duration::from_secs(1);
+/// Longest time that a server may ask a call to wait; one that asks for more is told to the caller, who may know better. It is
+/// what a call takes at most by default.
+pub(super) const MAX_ASKED: Duration = crate::options::DEADLINE;
 
 /// How long to wait before the next attempt, after `failed` attempts. The first failover of a call that never ran goes at
 /// once; later ones wait a random time below a bound that doubles ("full jitter", which spreads a crowd better than a

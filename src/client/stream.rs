@@ -53,8 +53,8 @@ impl Attempt {
     }
 
     /// What the server sent beside its answer.
-    pub(super) fn take_metadata(&self) -> Metadata {
-        self.reader.link().take_metadata(self.reader.id())
+    pub(super) fn metadata(&self) -> Metadata {
+        self.reader.metadata()
     }
 }
 

@@ -21,6 +21,8 @@ use crate::transport::link::{Link, Phase};
 const REST: Duration = Duration::from_millis(50);
 /// … up to this.
 const MAX_REST: Duration = Duration::from_secs(5);
+/// How long one that refused a call is left alone if it does not say itself.
+const REFUSED_REST: Duration = Duration::from_secs(1);
 /// Even if there is no other endpoint, connecting is not tried again sooner.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 
@@ -77,10 +79,10 @@ impl Target {
     /// The connection; makes it if there is none. All who wait share one attempt, which goes on when they stop waiting.
     /// Cancel safe.
     pub(super) async fn connect(self: &Arc<Self>, identity: &Arc<Identity>) -> Outcome {
-        if let Some(link) = self.connected() {
-            return Ok(link);
-        }
-        let mut outcome = self.attempt(identity);
+        let mut outcome = match self.attempt(identity) {
+            Ok(link) => return Ok(link),
+            Err(outcome) => outcome,
+        };
         // The attempt always ends with an outcome; should its task be gone, the runtime is.
         match outcome.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(outcome)) => outcome.clone(),
@@ -88,10 +90,15 @@ impl Target {
         }
     }
 
-    fn attempt(self: &Arc<Self>, identity: &Arc<Identity>) -> watch::Receiver<Option<Outcome>> {
+    /// The connection, or where the outcome of the attempt that runs will be told.
+    fn attempt(self: &Arc<Self>, identity: &Arc<Identity>) -> Result<Arc<Link>, watch::Receiver<Option<Outcome>>> {
         let mut state = self.lock();
+        // Under the same lock, or an attempt that ends in between would be followed by a second one.
+        if let Some(link) = state.link.as_ref().filter(|link| link.is_usable()) {
+            return Ok(Arc::clone(link));
+        }
         if let Some(connecting) = &state.connecting {
-            return connecting.clone();
+            return Err(connecting.clone());
         }
         let (publish, outcome) = watch::channel(None);
         state.connecting = Some(outcome.clone());
@@ -106,7 +113,7 @@ impl Target {
             target.concluded(&result);
             publish.send_replace(Some(result));
         });
-        outcome
+        Err(outcome)
     }
 
     fn concluded(&self, result: &Outcome) {
@@ -132,6 +139,13 @@ impl Target {
     /// A call failed for a reason that speaks against the endpoint.
     pub(super) fn failed(&self) {
         Self::note_failure(&mut self.lock());
+    }
+
+    /// The endpoint refused a call, and may have said for how long it is of no use to ask again.
+    pub(super) fn refused(&self, asked: Option<Duration>) {
+        let until = Instant::now() + asked.unwrap_or(REFUSED_REST).min(MAX_REST);
+        let mut state = self.lock();
+        state.rest_until = Some(state.rest_until.map_or(until, |before| before.max(until)));
     }
 
     fn note_failure(state: &mut State) {

@@ -30,16 +30,13 @@ enum Segment {
 }
 
 impl Batch {
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
     /// Whether everything was written.
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// How many bytes are left.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.len
     }

@@ -18,7 +18,7 @@ use crate::status::Status;
 use crate::wire::close::parse_refused;
 use crate::wire::frame::put_frame;
 use crate::wire::head::{MAX_NAME, parse_metadata, put_call};
-use crate::wire::{CloseReason, Flags, Header, Kind, StreamId, WireStatus};
+use crate::wire::{CloseReason, Flags, Frame, Kind, StreamId, WireStatus};
 
 impl Connection {
     /// Opens a call. `encode` appends its first message, without a prefix; if it fails or panics, nothing happened.
@@ -162,27 +162,26 @@ impl Connection {
         !taken_back
     }
 
-    pub(super) fn receive_answer(&mut self, header: Header, input: &mut BytesMut) -> Result<(), Error> {
-        let (id, now) = (header.stream, self.now);
+    pub(super) fn receive_answer(&mut self, frame: Frame) -> Result<(), Error> {
+        let Frame { flags, stream: id, payload: mut body, .. } = frame;
+        let now = self.now;
         let Some(stream) = self.streams.get_mut(id).filter(|stream| stream.receiving) else {
-            input.advance(header.len);
             return Ok(());
         };
         if std::mem::replace(&mut stream.answered, true) {
             return Err(Error::protocol("a second ANSWER"));
         }
         stream.moved_at(now);
-        let mut head = 0;
-        if header.flags.has(Flags::META) {
-            let (metadata, len) = parse_metadata(&input[..header.len]).map_err(Error::protocol)?;
-            head = len;
+        if flags.has(Flags::META) {
+            let (metadata, len) = parse_metadata(&body).map_err(Error::protocol)?;
+            body.advance(len);
             self.events.push_back(Event::Answer { id, metadata });
         }
-        input.advance(head);
-        self.take_first(id, input, header.len - head);
-        if header.flags.has(Flags::END) {
+        let has_body = !body.is_empty();
+        self.take_first(id, body);
+        if flags.has(Flags::END) {
             self.end_response(id);
-        } else if header.len > head {
+        } else if has_body {
             self.notify(id);
         }
         Ok(())

@@ -129,7 +129,9 @@ impl Connection {
                     }
                     None => false,
                 },
-                Event::Answer { id, .. } | Event::Readable(id) | Event::Expired(id) => self.streams.get(*id).is_some(),
+                Event::Answer { id, .. } | Event::Expired(id) => self.streams.get(*id).is_some(),
+                // Whoever reads a request's body may be told by this that there is nothing to be read any more.
+                Event::Readable(id) => !self.is_client() || self.streams.get(*id).is_some(),
                 _ => true,
             };
             if alive {
@@ -264,7 +266,7 @@ impl Connection {
     pub(super) fn stop_sending(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(id) else { return };
         stream.sending = Sending::Ended;
-        if std::mem::take(&mut stream.waiting) {
+        if std::mem::take(&mut stream.waiting) | std::mem::take(&mut stream.watching) {
             self.events.push_back(Event::Writable(id));
         }
         let mut queued = false;
@@ -281,7 +283,12 @@ impl Connection {
     pub(super) fn free(&mut self, id: StreamId) {
         self.stop_sending(id);
         let reuse = self.is_client();
+        // A request's body may be in other hands than the handler's, which wait.
+        let awaited = !reuse && self.streams.get(id).is_some_and(|stream| !stream.flagged);
         let Some(body) = self.streams.end(id, reuse) else { return };
+        if awaited {
+            self.events.push_back(Event::Readable(id));
+        }
         if let Some(mut body) = body {
             let held = body.incoming.clear();
             self.window.release(held);

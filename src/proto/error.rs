@@ -104,7 +104,11 @@ pub(crate) enum OpenError<E> {
     TooLarge { len: usize, limit: usize },
 }
 
-/// Why a message was not taken. Nothing of it was queued.
+/// The stream, or this direction of it, is over: nobody wants what was to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Over;
+
+/// Why an answer was not taken. Nothing of it was queued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SendError<E> {
     /// The closure failed.

@@ -43,7 +43,7 @@ mod transmit;
 
 pub(crate) use crate::wire::{CloseReason, Refusal};
 pub(crate) use batch::Batch;
-pub(crate) use config::{Config, Side};
+pub(crate) use config::{CONNECTION_WINDOW, Config, HANDSHAKE_TIMEOUT, MAX_CALLS, MAX_MESSAGE, STREAM_WINDOW, Side};
 pub(crate) use connection::Connection;
-pub(crate) use error::{Error, OpenError, SendError};
+pub(crate) use error::{Error, OpenError, Over, SendError};
 pub(crate) use event::{Event, Failure, MethodRef, Open, Peer, Read, SendState};

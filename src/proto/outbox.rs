@@ -119,25 +119,17 @@ impl Outbox {
         Ok(placed)
     }
 
-    /// Whether [`extend`](Self::extend) may be used for this stream.
-    pub(super) fn is_tail(&self, stream: StreamId) -> bool {
-        self.tail.is_some_and(|(tail, _)| tail == stream)
-    }
-
-    /// Adds a message to the last frame, which is of this stream.
-    pub(super) fn extend<E>(
-        &mut self,
-        stream: StreamId,
-        limit: usize,
-        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
-    ) -> Result<Placed, PlaceError<E>> {
+    /// Adds body bytes to the last frame, if it is of this stream and stays a small one.
+    pub(super) fn extend(&mut self, stream: StreamId, body: &[u8]) -> bool {
         self.clean();
-        let start = match self.tail {
-            Some((tail, start)) if tail == stream => start,
-            // Not reached: callers ask `is_tail` first. An empty frame keeps what follows well-formed.
-            _ => self.begin(Kind::Data, Flags::NONE, stream, |_| ()),
-        };
-        self.place(start, limit, encode)
+        match self.tail {
+            Some((tail, start)) if tail == stream && self.bytes.len() - start + body.len() <= SMALL_FRAME => {
+                self.bytes.put_slice(body);
+                self.seal(start);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Lets the last frame end the body, if it is of this stream.

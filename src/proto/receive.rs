@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 use super::connection::{Connection, Phase};
 use super::credit::cost;
@@ -13,7 +13,7 @@ use super::error::{Error, foreign};
 use super::event::{Failure, Read};
 use super::streams::Known;
 use crate::wire::close::parse_close;
-use crate::wire::{Flags, HEADER, Header, Kind, PREFACE, StreamId, WireStatus};
+use crate::wire::{Flags, Frame, FrameCodec, Header, Kind, StreamId, WireStatus};
 
 /// CREDIT below this, in bytes, counts as a control frame: nobody needs to return so little.
 const SMALL_CREDIT: u32 = 1024;
@@ -34,16 +34,6 @@ impl Connection {
             input.clear();
         }
         result
-    }
-
-    /// How many more bytes complete what is at the front of the input: a hint for the next read.
-    pub(crate) fn wanted(&self, input: &BytesMut) -> usize {
-        let whole = match (self.phase, Header::parse(input)) {
-            (Phase::Preface, _) => PREFACE.len(),
-            (_, Ok(Some(header))) => HEADER + header.len,
-            _ => HEADER,
-        };
-        whole.saturating_sub(input.len())
     }
 
     /// Gives back the credit of `release` bytes that were taken earlier, and takes the next chunk.
@@ -98,19 +88,14 @@ impl Connection {
             return Ok(());
         }
         while self.phase != Phase::Closed {
-            let Some(header) = Header::parse(input)? else { break };
-            self.check(header)?;
-            if input.len() < HEADER + header.len {
-                break;
-            }
-            input.advance(HEADER);
-            self.receive_frame(header, input)?;
+            let Some(frame) = FrameCodec::cut(input, |header| self.check(header))? else { break };
+            self.receive_frame(frame)?;
         }
         Ok(())
     }
 
-    /// Checks that a frame may come now, and from this peer, before its payload is awaited.
-    fn check(&self, header: Header) -> Result<(), Error> {
+    /// Checks that a frame may come now, and from this peer.
+    fn check(&self, header: &Header) -> Result<(), Error> {
         let early = self.phase == Phase::Hello && !matches!(header.kind, Kind::Hello | Kind::Close);
         let foreign = match header.kind {
             Kind::Drain | Kind::Answer | Kind::Refused => !self.is_client(),
@@ -127,49 +112,43 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes the payload of a frame off the input, and what it means.
-    fn receive_frame(&mut self, header: Header, input: &mut BytesMut) -> Result<(), Error> {
-        match header.kind {
-            Kind::Call => return self.receive_call(header, input),
-            Kind::Answer => return self.receive_answer(header, input),
-            Kind::Data => return self.receive_data(header, input),
-            _ => (),
-        }
-        let payload = &input[..header.len];
-        match header.kind {
+    fn receive_frame(&mut self, frame: Frame) -> Result<(), Error> {
+        let payload = &*frame.payload;
+        match frame.kind {
+            Kind::Call => self.receive_call(frame)?,
+            Kind::Answer => self.receive_answer(frame)?,
+            Kind::Data => self.receive_data(frame)?,
             Kind::Hello => self.receive_hello(payload)?,
             Kind::Ping => {
                 self.count_control()?;
                 self.outbox.frame(Kind::Pong, StreamId::CONNECTION, payload);
             }
-            Kind::Credit => self.receive_credit(header.stream, payload)?,
+            Kind::Credit => self.receive_credit(frame.stream, payload)?,
             Kind::Drain => self.receive_drain(payload)?,
             Kind::Close => {
                 let (reason, text) = parse_close(payload);
                 return Err(Error::PeerClosed { reason, text: foreign(text) });
             }
-            Kind::Status => self.receive_status(header.stream, payload)?,
-            Kind::Cancel => self.receive_cancel(header.stream)?,
-            Kind::Refused => self.receive_refused(header.stream, payload)?,
-            // That something came is all that a PONG says. The other three are above.
-            Kind::Pong | Kind::Call | Kind::Answer | Kind::Data => (),
+            Kind::Status => self.receive_status(frame.stream, payload)?,
+            Kind::Cancel => self.receive_cancel(frame.stream)?,
+            Kind::Refused => self.receive_refused(frame.stream, payload)?,
+            // That something came is all that a PONG says.
+            Kind::Pong => (),
         }
-        input.advance(header.len);
         Ok(())
     }
 
     /// Takes the rest of a free frame: the first body bytes of a direction.
-    pub(super) fn take_first(&mut self, id: StreamId, input: &mut BytesMut, len: usize) {
-        if let Some(stream) = self.streams.get_mut(id).filter(|_| len > 0) {
+    pub(super) fn take_first(&mut self, id: StreamId, body: Bytes) {
+        if let Some(stream) = self.streams.get_mut(id).filter(|_| !body.is_empty()) {
             stream.has_first = true;
-            stream.first = input.split_to(len).freeze();
-        } else {
-            input.advance(len);
+            stream.first = body;
         }
     }
 
-    fn receive_data(&mut self, header: Header, input: &mut BytesMut) -> Result<(), Error> {
-        let Header { len, flags, stream: id, .. } = header;
+    fn receive_data(&mut self, frame: Frame) -> Result<(), Error> {
+        let Frame { flags, stream: id, payload, .. } = frame;
+        let len = payload.len();
         let (client, now) = (self.is_client(), self.now);
         let (receive, send) = (self.receive_window(), self.send_window());
         self.window.charge(cost(len))?;
@@ -178,7 +157,7 @@ impl Connection {
                 if client && !stream.answered {
                     return Err(Error::protocol("DATA before ANSWER"));
                 }
-                stream.body(receive, send).incoming.push(input, len)?;
+                stream.body(receive, send).incoming.push(payload)?;
                 stream.moved_at(now);
                 if len == 0 {
                     self.window.release(cost(len));
@@ -192,19 +171,18 @@ impl Connection {
                 self.notify(id);
             }
             // The client has given the stream up, or knows no such stream; the server sent it without knowing.
-            _ if client => self.ignore_data(input, len),
+            _ if client => self.ignore_data(len),
             Some(_) => return Err(Error::protocol("DATA after the end of the body")),
             None => {
                 self.closed(id, Kind::Data)?;
-                self.ignore_data(input, len);
+                self.ignore_data(len);
             }
         }
         Ok(())
     }
 
-    /// Throws the payload of a DATA frame away and gives its credit back at once.
-    fn ignore_data(&mut self, input: &mut BytesMut, len: usize) {
-        input.advance(len);
+    /// Gives the credit of a DATA frame that nobody wants back at once.
+    fn ignore_data(&mut self, len: usize) {
         self.window.release(cost(len));
         self.return_credit();
     }

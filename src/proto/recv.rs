@@ -11,11 +11,11 @@ use super::credit::{Window, cost};
 use super::error::Error;
 
 /// Chunks shorter than this, in bytes, are copied together: by reference each would hold a whole read buffer.
-const ALWAYS_COPY: usize = 256;
+const ALWAYS_COPY: usize = 1024;
 
 /// The same for chunks that come while others wait: their reader is behind, so a copy costs nobody's latency, and
 /// what waits long must not hold much more than it counts.
-const COPY_BEHIND: usize = 4096;
+const COPY_BEHIND: usize = 16 * 1024;
 
 /// Longest run of copied chunks, in bytes.
 const RUN: usize = 64 * 1024;
@@ -55,8 +55,9 @@ impl Incoming {
         self.queue.is_empty() && self.run.is_empty()
     }
 
-    /// Takes the payload of a DATA frame, whose `len` bytes are at the front of the input.
-    pub(super) fn push(&mut self, input: &mut BytesMut, len: usize) -> Result<(), Error> {
+    /// Takes the payload of a DATA frame.
+    pub(super) fn push(&mut self, payload: Bytes) -> Result<(), Error> {
+        let len = payload.len();
         let cost = cost(len);
         self.window.charge(cost)?;
         if len == 0 {
@@ -66,7 +67,6 @@ impl Incoming {
         }
         // Sums of what the window allows, which fits.
         self.held += cost;
-        let payload = input.split_to(len);
         if len < ALWAYS_COPY || (len < COPY_BEHIND && !self.is_empty()) {
             if self.run.len() + len > RUN {
                 self.end_run();
@@ -75,7 +75,7 @@ impl Incoming {
             self.run_cost += cost;
         } else {
             self.end_run();
-            self.queue.push_back(Chunk { bytes: payload.freeze(), cost });
+            self.queue.push_back(Chunk { bytes: payload, cost });
         }
         Ok(())
     }
@@ -118,10 +118,5 @@ impl Incoming {
             let bytes = std::mem::take(&mut self.run).freeze();
             self.queue.push_back(Chunk { bytes, cost: std::mem::take(&mut self.run_cost) });
         }
-    }
-
-    #[cfg(test)]
-    pub(super) fn held(&self) -> u32 {
-        self.held
     }
 }

@@ -5,13 +5,11 @@
 
 use std::collections::VecDeque;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 use super::batch::Batch;
 use super::credit::{Credit, cost};
-use super::outbox::{CUT_OUT, PlaceError};
-use crate::wire::prefix::{LONG_PREFIX, encode_message};
-use crate::wire::{Flags, HEADER, Header, Kind, MAX_PAYLOAD, StreamId, put_prefix};
+use crate::wire::{Flags, HEADER, Header, Kind, MAX_PAYLOAD, StreamId};
 
 /// Where a long message is cut, in bytes.
 pub(super) const CHUNK: usize = 64 * 1024;
@@ -43,8 +41,6 @@ pub(super) struct Outgoing {
     pieces: VecDeque<Piece>,
     /// Short messages, behind the pieces.
     tail: BytesMut,
-    /// How much of the tail is whole; what is behind was left by a closure that did not come to its end.
-    committed: usize,
     /// Bytes in pieces and tail.
     pending: usize,
     pub(super) credit: Credit,
@@ -56,7 +52,7 @@ pub(super) struct Outgoing {
 #[derive(Debug)]
 struct Piece {
     bytes: Bytes,
-    /// If a long message begins here: its length with its prefix. It is kept in one frame if it fits one.
+    /// How many bytes from its beginning are kept in one frame if they fit one; 0 once some were sent, and for what follows.
     whole: usize,
 }
 
@@ -65,7 +61,6 @@ impl Outgoing {
         Self {
             pieces: VecDeque::new(),
             tail: BytesMut::new(),
-            committed: 0,
             pending: 0,
             credit: Credit::new(credit),
             ending: Ending::Open,
@@ -91,60 +86,30 @@ impl Outgoing {
         (self.pending + HEADER).min(LEAST)
     }
 
-    /// Appends a message that is encoded already, with its prefix.
-    pub(super) fn push(&mut self, message: Bytes) {
-        self.end_tail();
-        self.pending += message.len();
-        self.pieces.push_back(Piece { whole: message.len(), bytes: message });
-    }
-
-    /// Appends a message by reference; `head` precedes `body` in it.
-    pub(super) fn push_parts(&mut self, head: &[u8], body: Bytes) {
-        self.end_tail();
-        let message = head.len() + body.len();
-        let mut front = BytesMut::with_capacity(LONG_PREFIX + head.len());
-        put_prefix(&mut front, message);
-        front.put_slice(head);
-        let whole = front.len() + body.len();
-        self.pending += whole;
-        self.pieces.push_back(Piece { bytes: front.freeze(), whole });
-        self.pieces.push_back(Piece { bytes: body, whole: 0 });
-    }
-
-    /// Encodes a message behind the others.
-    pub(super) fn encode<E>(
-        &mut self,
-        limit: usize,
-        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
-    ) -> Result<(), PlaceError<E>> {
-        self.clean();
-        let message = match encode_message(&mut self.tail, encode) {
-            Ok(message) => message,
-            Err(error) => {
-                self.clean();
-                return Err(PlaceError::Encode(error));
-            }
-        };
-        if message > limit {
-            self.clean();
-            return Err(PlaceError::TooLarge(message));
-        }
-        let added = self.tail.len() - self.committed;
-        if message < CUT_OUT {
-            self.committed += added;
-            self.pending += added;
+    /// Appends messages, or a part of them. Short pieces are copied together, long ones are kept by reference.
+    pub(super) fn push(&mut self, bytes: Bytes) {
+        self.pending += bytes.len();
+        if bytes.len() < BY_REFERENCE {
+            self.tail.extend_from_slice(&bytes);
         } else {
-            let bytes = self.tail.split_off(self.committed).freeze();
-            self.push(bytes);
+            self.end_tail();
+            self.pieces.push_back(Piece { whole: bytes.len(), bytes });
         }
-        Ok(())
+    }
+
+    /// Appends a long message in two parts, which stay in one frame if they fit one.
+    pub(super) fn push_parts(&mut self, head: Bytes, body: Bytes) {
+        self.end_tail();
+        let whole = head.len() + body.len();
+        self.pending += whole;
+        self.pieces.push_back(Piece { bytes: head, whole });
+        self.pieces.push_back(Piece { bytes: body, whole: 0 });
     }
 
     /// Throws everything away.
     pub(super) fn clear(&mut self) {
         self.pieces = VecDeque::new();
         self.tail = BytesMut::new();
-        self.committed = 0;
         self.pending = 0;
         self.ending = Ending::Open;
     }
@@ -152,7 +117,6 @@ impl Outgoing {
     /// Puts one DATA frame into the batch and says how long its payload is. There is credit for at least a header and,
     /// unless only the END waits, one byte.
     pub(super) fn emit(&mut self, stream: StreamId, connection: &mut Credit, batch: &mut Batch) -> usize {
-        self.clean();
         let room = self.credit.get().min(connection.get()).saturating_sub(HEADER).min(MAX_PAYLOAD);
         let len = self.cut(room);
         let end = len == self.pending && self.ending == Ending::End;
@@ -210,19 +174,12 @@ impl Outgoing {
         } else {
             batch.put_bytes(self.tail.split_to(len).freeze());
         }
-        self.committed -= len;
-    }
-
-    fn clean(&mut self) {
-        self.tail.truncate(self.committed);
     }
 
     /// Makes a piece of the tail, so that something can come behind it.
     fn end_tail(&mut self) {
-        self.clean();
-        if self.committed > 0 {
+        if !self.tail.is_empty() {
             self.pieces.push_back(Piece { bytes: self.tail.split().freeze(), whole: 0 });
-            self.committed = 0;
         }
     }
 }

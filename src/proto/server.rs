@@ -19,7 +19,7 @@ use crate::metadata::Metadata;
 use crate::wire::close::put_refused;
 use crate::wire::frame::put_frame;
 use crate::wire::head::{CallHead, parse_call, put_metadata};
-use crate::wire::{Flags, Header, Kind, Refusal, StreamId, WireStatus};
+use crate::wire::{Flags, Frame, Kind, Refusal, StreamId, WireStatus};
 
 impl Connection {
     /// Answers with one message. `encode` appends it without a prefix; if it fails or panics, nothing happened.
@@ -120,19 +120,18 @@ impl Connection {
         self.outbox.frame(Kind::Drain, StreamId::CONNECTION, &self.calls.to_be_bytes());
     }
 
-    pub(super) fn receive_call(&mut self, header: Header, input: &mut BytesMut) -> Result<(), Error> {
-        let Header { len, flags, stream: id, .. } = header;
+    pub(super) fn receive_call(&mut self, frame: Frame) -> Result<(), Error> {
+        let Frame { flags, stream: id, payload: mut body, .. } = frame;
         let (now, limit) = (self.now, self.config.max_calls.max(1));
         let first = self.streams.len() == 0;
         let stream = self.streams.accept(id, limit).map_err(Error::protocol)?;
         if self.draining {
             // It came after the count was told, so the client knows that it is not accepted.
             self.streams.end(id, false);
-            input.advance(len);
             return Ok(());
         }
         let (head, head_len) =
-            parse_call(&input[..len], flags.has(Flags::NAME), flags.has(Flags::META)).map_err(Error::protocol)?;
+            parse_call(&body, flags.has(Flags::NAME), flags.has(Flags::META)).map_err(Error::protocol)?;
         let CallHead { method: number, name, deadline, attempt, metadata } = head;
         let name = self.taken.take(number, name).map_err(Error::protocol)?;
         let deadline = (deadline != 0).then(|| now.checked_add(Duration::from_millis(u64::from(deadline)))).flatten();
@@ -148,8 +147,8 @@ impl Connection {
             self.keepalive.busy(now);
         }
         self.events.push_back(Event::Call { id, method: MethodRef { number, name }, deadline, attempt, metadata });
-        input.advance(head_len);
-        self.take_first(id, input, len - head_len);
+        body.advance(head_len);
+        self.take_first(id, body);
         Ok(())
     }
 

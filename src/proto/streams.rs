@@ -36,6 +36,8 @@ pub(super) struct Stream {
     pub(super) flagged: bool,
     /// The sender was told to wait.
     pub(super) waiting: bool,
+    /// The sender wants to know when nobody wants more.
+    pub(super) watching: bool,
     /// An ANSWER was received or queued.
     pub(super) answered: bool,
     /// Server: the layer above knows the call.
@@ -85,6 +87,7 @@ impl Stream {
             receiving: false,
             flagged: false,
             waiting: false,
+            watching: false,
             answered: false,
             announced: false,
             expired: false,

@@ -99,9 +99,9 @@ impl Connection {
                 }
                 look_at(deadline);
             }
-            let waits = stream.has_chunk();
+            let waits = stream.flagged || stream.has_chunk();
             if let Some(idle) = stream.body.as_deref_mut().and_then(|body| body.idle.as_mut()) {
-                // While something waits to be read it is not the peer that rests.
+                // While something waits to be read, or nobody asks for more, it is not the peer that rests.
                 if std::mem::take(&mut idle.moved) || waits {
                     idle.since = now;
                 }

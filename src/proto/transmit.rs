@@ -3,17 +3,15 @@
 //! Owns the order of the wire: all small frames first, then a quantum of bulk in which streams take turns, one frame each.
 //! It must never let a frame pass one of the same stream. Look next at `outbox.rs` and `send.rs` for the two queues.
 
-use std::convert::Infallible;
-
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::batch::Batch;
 use super::connection::{Connection, Phase};
-use super::error::SendError;
+use super::error::{Over, SendError};
 use super::event::{Event, SendState};
-use super::outbox::{PlaceError, Placed};
-use super::send::{BY_REFERENCE, Ending, LOW};
-use super::streams::Sending;
+use super::outbox::PlaceError;
+use super::send::{Ending, LOW};
+use super::streams::{Sending, Stream};
 use crate::wire::StreamId;
 
 /// How many bytes of bulk one batch takes: what a small frame that comes right after it has to wait for, a quarter of a
@@ -55,63 +53,33 @@ impl Connection {
         !self.is_client() && self.outbox.is_congested()
     }
 
-    /// Queues one more message. `Full` asks to wait for [`Event::Writable`] before the next one.
-    pub(crate) fn send<E>(
-        &mut self,
-        id: StreamId,
-        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
-    ) -> Result<SendState, SendError<E>> {
-        self.check_sending(id)?;
-        let limit = self.message_limit();
-        if self.outbox.is_tail(id) && self.streams.get(id).is_some_and(|stream| stream.pending() == 0) {
-            // The head of this direction was not transmitted yet, and is the last frame so far.
-            match self.outbox.extend(id, limit, encode).map_err(|error| refused(error, limit))? {
-                Placed::Frame => Ok(SendState::More),
-                Placed::Body(message) => Ok(self.queue(id, message)),
-            }
-        } else {
-            let Some(body) = self.body(id) else { return Err(SendError::Over) };
-            body.outgoing.encode(limit, encode).map_err(|error| refused(error, limit))?;
-            Ok(self.queued(id))
+    /// Queues messages that carry their prefixes already, or a part of them. `Full` asks to wait for [`Event::Writable`]
+    /// before the next.
+    pub(crate) fn send(&mut self, id: StreamId, packed: Bytes) -> Result<SendState, Over> {
+        let stream = self.streams.get(id).filter(|stream| self.may_send(stream)).ok_or(Over)?;
+        // The head of this direction may still be the last frame: then the first items travel with it.
+        if stream.pending() == 0 && self.outbox.extend(id, &packed) {
+            return Ok(SendState::More);
         }
-    }
-
-    /// Queues one more message that consists of `head` and `body`, the latter by reference if it is long.
-    pub(crate) fn send_bytes(
-        &mut self,
-        id: StreamId,
-        head: &[u8],
-        body: Bytes,
-    ) -> Result<SendState, SendError<Infallible>> {
-        if body.len() < BY_REFERENCE {
-            return self.send(id, |target| {
-                target.extend_from_slice(head);
-                target.extend_from_slice(&body);
-                Ok(())
-            });
-        }
-        self.check_sending(id)?;
-        let (len, limit) = (head.len() + body.len(), self.message_limit());
-        if len > limit {
-            return Err(SendError::TooLarge { len, limit });
-        }
-        let Some(stream) = self.body(id) else { return Err(SendError::Over) };
-        stream.outgoing.push_parts(head, body);
-        Ok(self.queued(id))
-    }
-
-    /// Queues messages that carry their prefixes already, or a part of them, by reference.
-    pub(crate) fn send_packed(&mut self, id: StreamId, packed: Bytes) -> Result<SendState, SendError<Infallible>> {
-        self.check_sending(id)?;
         Ok(self.queue(id, packed))
     }
 
-    /// Whether this side's direction of the stream goes on; asking counts as waiting for [`Event::Writable`], which also
-    /// tells that it is over.
+    /// Queues one long message: `head`, with its prefix, and `body`, both by reference.
+    pub(crate) fn send_parts(&mut self, id: StreamId, head: Bytes, body: Bytes) -> Result<SendState, Over> {
+        self.streams.get(id).filter(|stream| self.may_send(stream)).ok_or(Over)?;
+        self.body(id).ok_or(Over)?.outgoing.push_parts(head, body);
+        Ok(self.queued(id))
+    }
+
+    fn may_send(&self, stream: &Stream) -> bool {
+        self.phase == Phase::Ready && stream.sending == Sending::Open
+    }
+
+    /// Whether this side's direction of the stream goes on; whoever asks is told by [`Event::Writable`] when it is over.
     pub(crate) fn is_sending(&mut self, id: StreamId) -> bool {
         let Some(stream) = self.streams.get_mut(id) else { return false };
         let open = stream.sending == Sending::Open;
-        stream.waiting |= open;
+        stream.watching |= open;
         open
     }
 
@@ -181,14 +149,6 @@ impl Connection {
             stream.waiting = true;
         }
         SendState::Full
-    }
-
-    fn check_sending<E>(&self, id: StreamId) -> Result<(), SendError<E>> {
-        let open = self.phase == Phase::Ready;
-        match self.streams.get(id) {
-            Some(stream) if open && stream.sending == Sending::Open => Ok(()),
-            _ => Err(SendError::Over),
-        }
     }
 
     /// Whether the stream whose turn it is can send: it has credit of its own, or would not be there.

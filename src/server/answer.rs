@@ -16,6 +16,7 @@ use crate::status::Status;
 use crate::wire::WireStatus;
 
 /// Ends the call with a status.
+#[allow(clippy::needless_pass_by_value, reason = "generated code hands over what it is done with")]
 pub fn fail(mut call: Incoming, status: Status) {
     call.answered();
     call.link.fail(call.id, &WireStatus::from(&status));
@@ -25,7 +26,7 @@ pub fn fail(mut call: Incoming, status: Status) {
 pub fn answer<T: Serialize + Send + 'static, E: Fault>(mut call: Incoming, result: Result<T, E>) {
     let value = match result {
         Ok(value) => value,
-        Err(error) => return fail(call, error.into_status()),
+        Err(error) => return fail(call, error.into_status().passed_on()),
     };
     let metadata = call.context().take_answer_metadata();
     let metadata = (!metadata.is_empty()).then_some(&metadata);
@@ -35,9 +36,17 @@ pub fn answer<T: Serialize + Send + 'static, E: Fault>(mut call: Incoming, resul
         }
         call.answered();
         call.link.start_answer(call.id, metadata);
-        // The peer may have gone; then there is nobody to answer.
-        let _ = pack::send_bytes(&call.link, call.id, bytes.clone());
-        call.link.finish(call.id);
+        match pack::long(bytes.clone()) {
+            Ok(piece) => {
+                // The peer may have gone; then there is nobody to answer.
+                let _ = call.link.send(call.id, piece);
+                call.link.finish(call.id);
+            }
+            Err(error) => {
+                let status = Status::internal(format!("the answer cannot be encoded: {error}"));
+                call.link.fail(call.id, &WireStatus::from(&status));
+            }
+        }
         return;
     }
     match call.link.answer(call.id, metadata, |out| message::encode(&value, out)) {
@@ -62,7 +71,7 @@ where
 {
     match result {
         Ok(items) => stream(call, items.map(Ok)).await,
-        Err(error) => fail(call, error.into_status()),
+        Err(error) => fail(call, error.into_status().passed_on()),
     }
 }
 
@@ -74,8 +83,11 @@ where
     E: Fault,
 {
     match result {
-        Ok(items) => stream(call, items.map(|item| item.map_err(|error| WireStatus::from(&error.into_status())))).await,
-        Err(error) => fail(call, error.into_status()),
+        Ok(items) => {
+            let failure = |error: E| WireStatus::from(&error.into_status().passed_on());
+            stream(call, items.map(|item| item.map_err(failure))).await;
+        }
+        Err(error) => fail(call, error.into_status().passed_on()),
     }
 }
 

@@ -28,9 +28,6 @@ use crate::transport::driver::Handler;
 use crate::transport::link::Link;
 use crate::wire::{StreamId, WireStatus};
 
-/// Most calls that one server runs at once, over all connections. One more is refused as busy, so that another host takes it.
-const MAX_RUNNING: usize = 65_536;
-
 /// The calls of one connection.
 pub(super) struct Dispatch {
     shared: Arc<Shared>,
@@ -95,7 +92,7 @@ impl Dispatch {
         };
         let running = self.shared.running.fetch_add(1, Ordering::Relaxed);
         let running_guard = Running(Arc::clone(&self.shared));
-        if running >= MAX_RUNNING {
+        if running >= self.shared.options.max_running {
             return link.refuse(id, Refusal::Busy, "the server has its limit of running calls");
         }
         let Some(peer) = self.peer.clone() else {
@@ -111,8 +108,8 @@ impl Dispatch {
         );
         let limit = route.max_request.unwrap_or(self.shared.options.max_message);
         let mut body = BodyReader::new(Arc::clone(link), id, limit);
-        let mut nobody = TaskContext::from_waker(Waker::noop());
-        match body.poll_message(&mut nobody) {
+        let nobody = TaskContext::from_waker(Waker::noop());
+        match body.poll_message(&nobody) {
             Poll::Ready(message) => match first_message(message) {
                 Ok(args) => {
                     let incoming = Incoming::new(context.clone(), args, body, running_guard);

@@ -28,7 +28,7 @@ pub struct Incoming {
     body: Option<BodyReader>,
     answered: bool,
     /// Counts this call among those that run.
-    running: Running,
+    _running: Running,
 }
 
 /// One of the calls that a server runs at this moment.
@@ -45,7 +45,7 @@ impl Incoming {
     pub(super) fn new(context: Context, args: Bytes, body: BodyReader, running: Running) -> Self {
         let link = Arc::clone(body.link());
         let id = body.id();
-        Self { link, id, context, args, body: Some(body), answered: false, running }
+        Self { link, id, context, args, body: Some(body), answered: false, _running: running }
     }
 
     /// What the handler may know of the call.
@@ -91,7 +91,7 @@ pub(super) fn body_status(error: BodyError) -> Status {
     match error {
         BodyError::Truncated => Status::data_loss("the body of the request ends within a message"),
         BodyError::TooLong { len, limit } => Status::resource_exhausted(format!(
-            "a message of {len} bytes in the request exceeds the server's limit of {limit}; raise `max_message` there"
+            "a message of {len} bytes in the request exceeds the limit of {limit}; raise `max_message` at the server or `max_request` of the method"
         )),
         BodyError::Failed(Failure::Status { status, .. }) => status.into_status(),
         BodyError::Failed(Failure::Lost { error, .. }) => {

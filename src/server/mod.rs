@@ -5,6 +5,8 @@
 
 mod accept;
 mod answer;
+#[cfg(test)]
+mod broken_io_tests;
 mod connections;
 mod dispatch;
 mod incoming;
@@ -90,7 +92,7 @@ impl Server {
     }
 
     /// Adds the methods of a service.
-    pub(crate) fn add(&self, service: Arc<dyn Service>) -> Result<(), Status> {
+    pub(crate) fn add(&self, service: &Arc<dyn Service>) -> Result<(), Status> {
         self.shared.add(service)
     }
 
@@ -131,7 +133,7 @@ impl Shared {
         Arc::clone(&self.router.read().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
-    fn add(&self, service: Arc<dyn Service>) -> Result<(), Status> {
+    fn add(&self, service: &Arc<dyn Service>) -> Result<(), Status> {
         let mut router = self.router.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         *router = Arc::new(router.with(service)?);
         Ok(())

@@ -31,10 +31,9 @@ pub(super) struct Router {
 
 impl Router {
     /// This table with one more service in it.
-    pub(super) fn with(&self, service: Arc<dyn Service>) -> Result<Self, Status> {
+    pub(super) fn with(&self, service: &Arc<dyn Service>) -> Result<Self, Status> {
         let mut router = self.clone();
-        let described = Arc::clone(&service);
-        for (index, method) in described.descriptor().methods.iter().enumerate() {
+        for (index, method) in service.descriptor().methods.iter().enumerate() {
             for name in names(method) {
                 let name: Arc<str> = name.into();
                 if name.is_empty() || name.len() > usize::from(u8::MAX) {
@@ -44,7 +43,7 @@ impl Router {
                     )));
                 }
                 let route = Route {
-                    service: Arc::clone(&service),
+                    service: Arc::clone(service),
                     method: index,
                     name: Arc::clone(&name),
                     max_request: method.max_request,

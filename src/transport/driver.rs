@@ -22,8 +22,9 @@ use crate::proto::{Config, Connection, Error, Event};
 
 /// Size of the read buffer of a quiet connection. Ten thousand idle connections then cost 40 MB.
 const MIN_READ: usize = 4 << 10;
-/// Size to which the read buffer grows while reads fill it.
-const MAX_READ: usize = 256 << 10;
+/// Size to which the read buffer grows while reads fill it. A piece of a body that is not read keeps the buffer it came in, so
+/// with pieces of 16 KiB and more a stream holds at most eight times its credit.
+const MAX_READ: usize = 128 << 10;
 /// Reads in a row that use less than a quarter of the buffer before it is halved.
 const SHRINK_AFTER: u32 = 16;
 /// Events handed on in one turn, and turns in one wake: bounds how long one connection keeps a worker.
@@ -31,10 +32,10 @@ const EVENTS_PER_TURN: usize = 256;
 /// See [`EVENTS_PER_TURN`].
 const TURNS_PER_WAKE: usize = 8;
 /// How long a closed connection may stand still: with last words that the peer does not take, or with nothing coming from it.
-pub(super) const LINGER: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_secs(1);
 /// How many bytes a closed connection is still read, so that the peer gets our last words instead of a reset. A peer that has
 /// not heard of the end yet may send as much as the default credit of a connection allows.
-const LINGER_BYTES: usize = crate::options::CONNECTION_WINDOW as usize;
+const LINGER_BYTES: usize = crate::proto::CONNECTION_WINDOW as usize;
 
 /// What happens with the events that concern calls: the server dispatches them, a client has none.
 pub(crate) trait Handler: Send + 'static {
@@ -137,6 +138,7 @@ impl<H: Handler> Driver<H> {
     /// Reads once, hands events on, writes once. Says whether there may be more to do right away.
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
         let mut progress = false;
+        self.wakers.drain(..).for_each(Waker::wake);
         if self.events.is_empty() && !self.link.lock().proto.is_congested() {
             progress |= self.poll_read(cx)?;
         }
@@ -184,7 +186,9 @@ impl<H: Handler> Driver<H> {
     /// Goes to sleep unless somebody has queued something in the meantime.
     fn try_sleep(&mut self, cx: &mut Context<'_>) -> bool {
         let mut state = self.link.lock();
-        if !self.events.is_empty() || (state.can_write() && state.proto.wants_transmit()) {
+        take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
+        let has_output = state.can_write() && state.proto.wants_transmit();
+        if !self.events.is_empty() || !self.wakers.is_empty() || has_output {
             return false;
         }
         let timeout = state.proto.timeout();
@@ -227,10 +231,8 @@ impl<H: Handler> Driver<H> {
         let now = Instant::now().into_std();
         let mut state = self.link.lock();
         let received = state.proto.receive(&mut self.buffer, now);
-        let wanted = state.proto.wanted(&self.buffer);
         let became_ready = take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
         drop(state);
-        self.buffer.reserve(wanted);
         self.wakers.drain(..).for_each(Waker::wake);
         if became_ready {
             self.handler.ready(&self.link);
@@ -315,22 +317,19 @@ fn eof(rest: &[u8]) -> Error {
     Error::Io { kind: io::ErrorKind::UnexpectedEof, text: text.to_owned() }
 }
 
-/// Sorts what the machine says: wakers of those who wait, the rest for the handler. Says whether hello is through.
+/// Wakes those who wait and takes the rest for the handler. Says whether hello is through.
 fn take_events(link: &Link, state: &mut State, wakers: &mut Vec<Waker>, events: &mut VecDeque<Event>) -> bool {
     let mut became_ready = false;
-    while let Some(event) = state.proto.poll_event() {
+    state.take_wakers(wakers);
+    while let Some(event) = state.events.pop_front() {
         match event {
-            Event::Readable(id) => wakers.extend(state.take_reader(id)),
-            Event::Writable(id) => wakers.extend(state.take_writer(id)),
-            Event::SlotFree => wakers.extend(state.take_slot_waiters()),
-            Event::Answer { id, metadata } => Link::keep_metadata(state, id, metadata),
             // In the order of the wire: who is leaving says so right after its hello.
             Event::Ready => {
                 link.set_phase(Phase::Ready);
                 became_ready = true;
             }
             Event::Draining => link.set_phase(Phase::Draining),
-            Event::Call { .. } | Event::Cancelled(_) | Event::Expired(_) => events.push_back(event),
+            event => events.push_back(event),
         }
     }
     became_ready

@@ -4,6 +4,7 @@
 //! from its own task, otherwise the driver is woken once and writes for all. The lock is never held across a write. It must
 //! never interpret messages. Look next at [`super::driver`] for the task behind it.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,15 +17,31 @@ use tokio::task::AbortHandle;
 
 use super::WriteHalf;
 use crate::metadata::Metadata;
-use crate::proto::{Batch, CloseReason, Connection, Error, Open, OpenError, Peer, Read, Refusal, SendError, SendState};
+use crate::proto::{
+    Batch, CloseReason, Connection, Error, Event, Open, OpenError, Over, Peer, Read, Refusal, SendError, SendState,
+};
 use crate::wire::{StreamId, WireStatus};
 
 /// Pieces that one write hands to the kernel at most; more are written in the next turn.
 const MAX_SLICES: usize = 64;
 
-/// The stream, or this direction of it, is over: nobody wants what was to be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Over;
+/// A part of an outgoing body; prefixes are in it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Piece {
+    /// Whole messages.
+    Packed(Bytes),
+    /// One message whose bytes go by reference.
+    Long { head: Bytes, body: Bytes },
+}
+
+impl Piece {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Packed(messages) => messages.len(),
+            Self::Long { head, body } => head.len() + body.len(),
+        }
+    }
+}
 
 /// How far a connection has come.
 #[derive(Clone, Debug)]
@@ -51,6 +68,8 @@ pub(super) struct State {
     pub(super) proto: Connection,
     slots: Vec<Slot>,
     slot_waiters: Vec<Waker>,
+    /// What happened that only the driver can deal with.
+    pub(super) events: VecDeque<Event>,
     /// Bytes on their way into the kernel. Whoever writes takes them out and sets `writing`.
     batch: Batch,
     writing: bool,
@@ -96,6 +115,7 @@ impl Link {
                 proto,
                 slots: Vec::new(),
                 slot_waiters: Vec::new(),
+                events: VecDeque::new(),
                 batch: Batch::default(),
                 writing: false,
                 blocked: false,
@@ -188,16 +208,25 @@ impl Link {
     pub(crate) fn cancel(&self, id: StreamId) {
         let mut state = self.lock();
         state.proto.cancel(id);
-        let wakers = state.wakers_after_end();
         self.kick(state);
-        wakers.into_iter().for_each(Waker::wake);
     }
 
     // ---- bodies
 
     /// Takes the next piece of the incoming body, giving back the credit of `release` bytes taken before.
-    pub(crate) fn poll_read(&self, id: StreamId, release: usize, cx: &Context<'_>) -> Poll<Read> {
+    /// What came with the beginning of an answer is put into `metadata`.
+    pub(crate) fn poll_read(
+        &self,
+        id: StreamId,
+        release: usize,
+        metadata: &mut Option<Box<Metadata>>,
+        cx: &Context<'_>,
+    ) -> Poll<Read> {
         let mut state = self.lock();
+        // Before reading: the end of a stream frees its slot for another one.
+        if state.proto.is_open(id) && metadata.is_none() {
+            *metadata = state.slot(id).metadata.take();
+        }
         let read = state.proto.read(id, release);
         if matches!(read, Read::Pending) {
             let slot = state.slot(id);
@@ -207,18 +236,19 @@ impl Link {
             self.kick(state);
             return Poll::Pending;
         }
-        let wakers = state.wakers_after_end();
         self.kick(state);
-        wakers.into_iter().for_each(Waker::wake);
         Poll::Ready(read)
     }
 
-    /// Appends to the outgoing body; messages carry their prefix already.
-    pub(crate) fn send(&self, id: StreamId, body: Bytes) -> Result<SendState, Over> {
+    /// Appends to the outgoing body.
+    pub(crate) fn send(&self, id: StreamId, piece: Piece) -> Result<SendState, Over> {
         let mut state = self.lock();
-        let sent = state.proto.send_packed(id, body);
+        let sent = match piece {
+            Piece::Packed(messages) => state.proto.send(id, messages),
+            Piece::Long { head, body } => state.proto.send_parts(id, head, body),
+        };
         self.kick(state);
-        sent.map_err(|_| Over)
+        sent
     }
 
     /// Waits until the outgoing body has room, or is over.
@@ -330,16 +360,6 @@ impl Link {
 
     // ---- the connection
 
-    /// Keeps what came with the beginning of an answer until the caller asks for it.
-    pub(super) fn keep_metadata(state: &mut State, id: StreamId, metadata: Metadata) {
-        state.slot(id).metadata = Some(Box::new(metadata));
-    }
-
-    /// What came with the beginning of the answer; the caller must still hold the call.
-    pub(crate) fn take_metadata(&self, id: StreamId) -> Metadata {
-        self.lock().slot(id).metadata.take().map(|metadata| *metadata).unwrap_or_default()
-    }
-
     /// Closes the connection as soon as no call is open.
     pub(crate) fn close_when_idle(&self) {
         let mut state = self.lock();
@@ -362,8 +382,16 @@ impl Link {
         Self::wake(state, false);
     }
 
-    /// Sees to it that what was just queued is written: by this task if it is alone, else by the driver.
+    /// Sees to it that what was just queued is written, and wakes whoever waits for what has just happened.
     fn kick<'a>(&'a self, mut state: MutexGuard<'a, State>) {
+        let mut wakers = Vec::new();
+        state.take_wakers(&mut wakers);
+        self.write_soon(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Writes what was just queued: in this task if it is alone, else in the driver's.
+    fn write_soon<'a>(&'a self, mut state: MutexGuard<'a, State>) {
         if state.retired && state.proto.open_calls() == 0 && !state.proto.is_closed() {
             let reason = if state.proto.is_draining() { CloseReason::ShuttingDown } else { CloseReason::Done };
             state.proto.close(reason, "");
@@ -407,6 +435,7 @@ impl Link {
     /// Writes what is queued, up to one quantum of bulk.
     pub(super) fn flush<'a>(&'a self, mut state: MutexGuard<'a, State>) -> Flush {
         let mut turns = 0;
+        let mut wakers = Vec::new();
         loop {
             if state.writing || state.write_error.is_some() {
                 return Flush::Done;
@@ -421,13 +450,18 @@ impl Link {
                 }
                 turns += 1;
                 proto.transmit(batch);
-                if batch.is_empty() {
+                state.take_wakers(&mut wakers);
+                if state.batch.is_empty() {
+                    drop(state);
+                    wakers.into_iter().for_each(Waker::wake);
                     return Flush::Done;
                 }
             }
-            let mut batch = std::mem::take(batch);
+            let mut batch = std::mem::take(&mut state.batch);
             state.writing = true;
             drop(state);
+            // There may be room again; whoever waits for it can go on while this is written.
+            wakers.drain(..).for_each(Waker::wake);
             let written = self.write_batch(&batch);
             state = self.lock();
             state.writing = false;
@@ -468,7 +502,7 @@ impl Link {
     }
 
     /// Fails everything that is open and wakes everyone who waits.
-    pub(super) fn lost(&self, error: &Arc<Error>) {
+    pub(crate) fn lost(&self, error: &Arc<Error>) {
         let mut state = self.lock();
         if state.writing {
             // Somebody is in the middle of a write. What it hands over may have reached the peer, and been run.
@@ -517,16 +551,22 @@ impl State {
         self.writing || !self.batch.is_empty() || self.proto.wants_transmit()
     }
 
-    pub(super) fn take_reader(&mut self, id: StreamId) -> Option<Waker> {
-        self.slot(id).reader.take()
-    }
-
-    pub(super) fn take_writer(&mut self, id: StreamId) -> Option<Waker> {
-        self.slot(id).writer.take()
-    }
-
-    pub(super) fn take_slot_waiters(&mut self) -> Vec<Waker> {
-        std::mem::take(&mut self.slot_waiters)
+    /// Takes the wakers of everyone for whom something has happened. Whatever queues or ends something must do this before
+    /// the lock is given up: the machine says a thing once. What concerns the driver waits for it in `events`.
+    pub(super) fn take_wakers(&mut self, wakers: &mut Vec<Waker>) {
+        while let Some(event) = self.proto.poll_event() {
+            match event {
+                Event::Readable(id) => wakers.extend(self.slot(id).reader.take()),
+                Event::Writable(id) => wakers.extend(self.slot(id).writer.take()),
+                Event::SlotFree => wakers.append(&mut self.slot_waiters),
+                Event::Answer { id, metadata } => self.slot(id).metadata = Some(Box::new(metadata)),
+                other => self.events.push_back(other),
+            }
+        }
+        // Somebody may have begun to wait after the machine had said it.
+        if !self.slot_waiters.is_empty() && self.proto.free_slots() > 0 {
+            wakers.append(&mut self.slot_waiters);
+        }
     }
 
     pub(super) fn write_error(&self) -> Option<&Error> {
@@ -536,14 +576,6 @@ impl State {
     /// Whether the kernel took something since this was last asked.
     pub(super) fn take_progressed(&mut self) -> bool {
         std::mem::take(&mut self.progressed)
-    }
-
-    /// Whoever waits for a free slot, if one has just become free.
-    fn wakers_after_end(&mut self) -> Vec<Waker> {
-        if self.slot_waiters.is_empty() || self.proto.free_slots() == 0 {
-            return Vec::new();
-        }
-        self.take_slot_waiters()
     }
 }
 

@@ -7,8 +7,6 @@ pub(crate) mod driver;
 pub(crate) mod link;
 pub(crate) mod memory;
 pub(crate) mod tcp;
-#[cfg(test)]
-mod tests;
 
 use std::io;
 use std::net::SocketAddr;

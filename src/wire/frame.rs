@@ -245,18 +245,30 @@ pub(crate) struct Frame {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct FrameCodec;
 
+impl FrameCodec {
+    /// Cuts the next frame off. `check` judges its header before the payload is awaited.
+    pub(crate) fn cut<E: From<FrameError>>(
+        source: &mut BytesMut,
+        check: impl FnOnce(&Header) -> Result<(), E>,
+    ) -> Result<Option<Frame>, E> {
+        let Some(header) = Header::parse(source)? else { return Ok(None) };
+        check(&header)?;
+        let Header { len, kind, flags, stream } = header;
+        if source.len() < HEADER + len {
+            // Whoever reads makes the room, as bytes come: a length that is only announced reserves nothing.
+            return Ok(None);
+        }
+        source.advance(HEADER);
+        Ok(Some(Frame { kind, flags, stream, payload: source.split_to(len).freeze() }))
+    }
+}
+
 impl Decoder for FrameCodec {
     type Item = Frame;
     type Error = FrameError;
 
     fn decode(&mut self, source: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
-        let Some(Header { len, kind, flags, stream }) = Header::parse(source)? else { return Ok(None) };
-        if source.len() < HEADER + len {
-            source.reserve(HEADER + len - source.len());
-            return Ok(None);
-        }
-        source.advance(HEADER);
-        Ok(Some(Frame { kind, flags, stream, payload: source.split_to(len).freeze() }))
+        Self::cut(source, |_| Ok(()))
     }
 }
 

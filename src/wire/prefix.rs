@@ -12,11 +12,6 @@ pub(crate) const LONG_PREFIX: usize = 5;
 /// Longest message that the one-byte prefix can name.
 const SHORT_MAX: usize = 254;
 
-/// How many bytes the prefix of a message of this length takes.
-pub(crate) const fn prefix_len(message: usize) -> usize {
-    if message <= SHORT_MAX { 1 } else { LONG_PREFIX }
-}
-
 /// Appends the prefix of a message. Lengths above 32 bits are cut; senders refuse such messages before they come here.
 pub(crate) fn put_prefix(target: &mut BytesMut, message: usize) {
     match u8::try_from(message) {
@@ -77,7 +72,7 @@ mod tests {
         for len in [0, 1, 253, 254, 255, 256, 70_000] {
             let mut apart = BytesMut::from(&b"before"[..]);
             put_prefix(&mut apart, len);
-            assert_eq!(apart.len(), 6 + prefix_len(len));
+            assert_eq!(apart.len(), 6 + (if len <= SHORT_MAX { 1 } else { LONG_PREFIX }));
             apart.put_bytes(7, len);
             let mut in_place = BytesMut::from(&b"before"[..]);
             let told = encode_message(&mut in_place, |target| {
@@ -86,7 +81,7 @@ mod tests {
             });
             assert_eq!(told, Ok(len));
             assert_eq!(apart, in_place);
-            assert_eq!(parse_prefix(&apart[6..]), Some((len, prefix_len(len))));
+            assert_eq!(parse_prefix(&apart[6..]), Some((len, if len <= SHORT_MAX { 1 } else { LONG_PREFIX })));
         }
     }
 

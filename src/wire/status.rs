@@ -48,11 +48,6 @@ fn is_false(value: &bool) -> bool {
 }
 
 impl WireStatus {
-    /// A status of a method that has run, or may have.
-    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code: code.number(), message: message.into(), ran: true, retry_after: None, details: None, app: false }
-    }
-
     /// The payload of a STATUS frame. What does not fit one frame is cut from the message, and details that do not fit
     /// are left out: the failure itself must get through.
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -120,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_status_survives_the_round_trip() {
-        let mut status = WireStatus::new(Code::Aborted, "größer");
+        let mut status = WireStatus::from(&Status::aborted("größer"));
         assert_eq!(WireStatus::decode(&status.encode()), Ok(status.clone()));
         status.ran = false;
         status.retry_after = Some(50);
@@ -137,7 +132,7 @@ mod tests {
     #[test]
     fn a_status_always_fits_its_frame() {
         for (message, details) in [(100_000, 0), (70_000, 60_000), (10, 100_000), (100_000, 100_000), (0, 66_500)] {
-            let mut status = WireStatus::new(Code::Internal, "ü".repeat(message / 2));
+            let mut status = WireStatus::from(&Status::internal("ü".repeat(message / 2)));
             status.details = Some(vec![7; details].into());
             let bytes = status.encode();
             assert!(bytes.len() <= MAX_PAYLOAD, "{}", bytes.len());

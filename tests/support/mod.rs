@@ -8,8 +8,11 @@ pub(crate) mod consul;
 pub(crate) mod fake_consul;
 #[cfg(all(feature = "consul", feature = "macros"))]
 pub(crate) mod load;
+pub(crate) mod nodes;
+pub(crate) mod peer;
 #[cfg(all(feature = "consul", feature = "macros"))]
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod tap;
 #[cfg(all(feature = "consul", feature = "macros"))]
 pub(crate) mod work;

@@ -56,7 +56,7 @@ fn items_stream_both_ways_and_are_packed() {
     let id = pair.call("echo", b"", false);
     assert_eq!(read_all(&mut pair.server, id), (vec![0], Rest::Pending));
     for n in 0..100u8 {
-        assert_eq!(pair.client.send(id, put(&[n; 100])), Ok(SendState::More));
+        assert_eq!(pair.client.message(id, &[n; 100]), Ok(SendState::More));
     }
     pair.client.finish(id);
     pair.sent = Default::default();
@@ -66,7 +66,7 @@ fn items_stream_both_ways_and_are_packed() {
     assert_eq!(read_messages(&mut pair.server, id).len(), 100);
     pair.server.start_answer(id, None);
     for n in 0..100u8 {
-        assert_eq!(pair.server.send(id, put(&[n; 10])), Ok(SendState::More));
+        assert_eq!(pair.server.message(id, &[n; 10]), Ok(SendState::More));
     }
     pair.server.finish(id);
     pair.run();

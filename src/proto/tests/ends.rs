@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::support::*;
-use crate::proto::{Error, Event, Failure, Open, OpenError, Read, SendError, SendState};
+use crate::proto::{Error, Event, Failure, Open, OpenError, Over, Read, SendError, SendState};
 use crate::status::{Code, Status};
-use crate::wire::{CloseReason, Kind, Refusal, StreamId, WireStatus};
+use crate::wire::{CloseReason, Kind, Refusal, StreamId};
 
 fn kinds(bytes: &[u8]) -> Vec<Kind> {
     frames(bytes).iter().map(|frame| frame.kind).collect()
@@ -15,12 +15,12 @@ fn kinds(bytes: &[u8]) -> Vec<Kind> {
 fn an_early_answer_stops_the_upload() {
     let mut pair = Pair::ready();
     let id = pair.call("sum", b"", false);
-    assert_eq!(pair.client.send(id, put(&[7; 1_000_000])), Ok(SendState::Full));
+    assert_eq!(pair.client.message(id, &[7; 1_000_000]), Ok(SendState::Full));
     pair.run();
     pair.server.answer(id, None, put(b"enough")).unwrap();
     pair.run();
     assert!(pair.client_events.contains(&Event::Writable(id)), "the sender learns it");
-    assert_eq!(pair.client.send(id, put(b"more")), Err(SendError::Over));
+    assert_eq!(pair.client.message(id, b"more"), Err(Over));
     assert!(!pair.client.is_full(id));
     pair.client.finish(id);
     assert_eq!(read_messages(&mut pair.client, id), [b"enough"]);
@@ -71,11 +71,11 @@ fn a_status_follows_the_items_before_it() {
         pair.server.start_answer(id, None);
         pair.run();
         for _ in 0..items {
-            pair.server.send(id, put(b"item")).unwrap();
+            pair.server.message(id, b"item").unwrap();
         }
-        let status = WireStatus::new(Code::NotFound, "no more");
+        let status = wire_status(Code::NotFound, "no more");
         pair.server.fail(id, &status);
-        assert_eq!(pair.server.send(id, put(b"late")), Err(SendError::Over));
+        assert_eq!(pair.server.message(id, b"late"), Err(Over));
         pair.run();
         let (body, rest) = read_all(&mut pair.client, id);
         assert_eq!(messages(&body).len(), items);
@@ -89,7 +89,7 @@ fn a_status_follows_the_items_before_it() {
 fn a_status_instead_of_an_answer() {
     let mut pair = Pair::ready();
     let id = pair.call("divide", b"", true);
-    let mut status = WireStatus::new(Code::Unknown, "");
+    let mut status = wire_status(Code::Unknown, "");
     status.app = true;
     status.details = Some(vec![1, 2, 3].into());
     status.retry_after = Some(70);
@@ -106,10 +106,10 @@ fn a_request_body_may_end_in_a_status() {
         let mut pair = Pair::ready();
         let id = pair.call("sum", b"", false);
         if pending {
-            pair.client.send(id, put(b"item")).unwrap();
+            pair.client.message(id, b"item").unwrap();
         }
         pair.client.abort_body(id, &Status::aborted("the source failed"));
-        assert_eq!(pair.client.send(id, put(b"late")), Err(SendError::Over));
+        assert_eq!(pair.client.message(id, b"late"), Err(Over));
         pair.run();
         let (body, rest) = read_all(&mut pair.server, id);
         assert_eq!(body.len(), if pending { 6 } else { 1 });
@@ -200,7 +200,7 @@ fn cancels_are_told_and_stale_ones_ignored() {
     let mut pair = Pair::ready();
     let id = pair.call("count", b"", false);
     pair.server.start_answer(id, None);
-    pair.server.send(id, put(&[1; 500_000])).unwrap();
+    pair.server.message(id, &[1; 500_000]).unwrap();
     assert!(pair.server.is_full(id));
     pair.reach_client().unwrap();
     pair.client.cancel(id);
@@ -208,9 +208,9 @@ fn cancels_are_told_and_stale_ones_ignored() {
     pair.run();
     assert!(pair.server_events.contains(&Event::Cancelled(id)));
     assert!(pair.server_events.contains(&Event::Writable(id)));
-    assert_eq!(pair.server.send(id, put(b"")), Err(SendError::Over));
+    assert_eq!(pair.server.message(id, b""), Err(Over));
     assert_eq!(pair.server.answer(id, None, put(b"")), Err(SendError::Over));
-    pair.server.fail(id, &WireStatus::new(Code::Internal, ""));
+    pair.server.fail(id, &wire_status(Code::Internal, ""));
     pair.server.finish(id);
     pair.assert_clean();
     pair.server_events.clear();
@@ -274,7 +274,7 @@ fn deadlines_travel_as_remaining_time_and_end_calls_on_both_sides() {
     pair.server.handle_timeout(pair.now).unwrap();
     pair.collect();
     assert_eq!(pair.server_events.pop_front(), Some(Event::Expired(id)));
-    pair.server.fail(id, &WireStatus::new(Code::DeadlineExceeded, ""));
+    pair.server.fail(id, &wire_status(Code::DeadlineExceeded, ""));
     pair.run();
     pair.assert_clean();
 }
@@ -322,7 +322,7 @@ fn an_expired_answer_does_not_wait_for_its_pending_bytes() {
     assert_eq!(pair.server.open_calls(), 1, "the window is full");
     pair.advance(Duration::from_millis(10));
     pair.server.handle_timeout(pair.now).unwrap();
-    let status = WireStatus::new(Code::DeadlineExceeded, "too late");
+    let status = wire_status(Code::DeadlineExceeded, "too late");
     pair.server.fail(id, &status);
     assert_eq!(pair.server.open_calls(), 0);
     pair.run();
@@ -340,7 +340,7 @@ fn a_stream_that_rests_too_long_fails() {
     pair.run();
     pair.server.start_answer(id, None);
     pair.advance(Duration::from_millis(600));
-    pair.server.send(id, put(b"hello")).unwrap();
+    pair.server.message(id, b"hello").unwrap();
     pair.run();
     // What waits to be read is not the peer's fault.
     pair.advance(Duration::from_secs(2));
@@ -369,7 +369,7 @@ fn a_drain_keeps_what_was_accepted_and_frees_the_rest_for_others() {
     let mut pair = Pair::ready();
     let accepted = pair.call("add", b"1", false);
     let late = pair.open("add", b"2", false);
-    pair.client.send(late, put(&[0; 100_000])).unwrap();
+    pair.client.message(late, &[0; 100_000]).unwrap();
     pair.server.drain();
     pair.server.drain();
     assert!(pair.server.is_draining() && !pair.client.is_draining());
@@ -382,7 +382,7 @@ fn a_drain_keeps_what_was_accepted_and_frees_the_rest_for_others() {
     assert_eq!(pair.client.open(call("add"), pair.now, put(b"")), Err(OpenError::Draining));
     assert_eq!(pair.client.read(late, 0), Read::Failed(Failure::NotAccepted));
     assert!(!pair.client.is_closed());
-    pair.client.send(accepted, put(b"more")).unwrap();
+    pair.client.message(accepted, b"more").unwrap();
     pair.client.finish(accepted);
     pair.run();
     assert_eq!(read_messages(&mut pair.server, accepted).len(), 2);
@@ -410,17 +410,17 @@ fn a_lost_connection_says_what_may_have_run() {
     let mut pair = Pair::ready();
     let answered = pair.call("count", b"", true);
     pair.server.start_answer(answered, None);
-    pair.server.send(answered, put(b"item")).unwrap();
+    pair.server.message(answered, b"item").unwrap();
     let done = pair.call("add", b"", true);
     pair.server.answer(done, None, put(b"sum")).unwrap();
     pair.run();
     let sent = pair.open("add", b"", true);
     assert!(!transmit(&mut pair.client).is_empty());
     let batched = pair.open("add", b"", true);
-    let mut batch = crate::proto::Batch::new();
+    let mut batch = crate::proto::Batch::default();
     pair.client.transmit(&mut batch);
     let queued = pair.open("add", b"", false);
-    assert_eq!(pair.client.send(queued, put(&[0; 200_000])), Ok(SendState::Full));
+    assert_eq!(pair.client.message(queued, &[0; 200_000]), Ok(SendState::Full));
     pair.client_events.clear();
     pair.client.lost(Error::KeepaliveTimeout);
     pair.server.lost(Error::KeepaliveTimeout);
@@ -446,7 +446,7 @@ fn a_lost_connection_says_what_may_have_run() {
 fn what_was_opened_after_the_last_batch_was_not_written_with_it() {
     let mut pair = Pair::ready();
     let written = pair.open("add", b"", true);
-    let mut batch = crate::proto::Batch::new();
+    let mut batch = crate::proto::Batch::default();
     pair.client.transmit(&mut batch);
     let queued = pair.open("add", b"", true);
     pair.client.wrote();
@@ -466,7 +466,7 @@ fn the_last_frame_goes_on_growing_after_one_before_it_was_taken_back() {
     let back = pair.open("sum", &[1; 50], true);
     let kept = pair.open("sum", b"2", false);
     pair.client.cancel(back);
-    pair.client.send(kept, put(b"3")).unwrap();
+    pair.client.message(kept, b"3").unwrap();
     pair.client.finish(kept);
     pair.sent = Default::default();
     pair.run();
@@ -479,12 +479,12 @@ fn nothing_follows_a_close() {
     let mut pair = Pair::ready();
     let id = pair.call("count", b"", true);
     pair.server.start_answer(id, None);
-    pair.server.send(id, put(&[0; 100_000])).unwrap();
+    pair.server.message(id, &[0; 100_000]).unwrap();
     pair.server.close(CloseReason::ShuttingDown, "now");
     pair.server.close(CloseReason::Done, "again");
     pair.server.drain();
-    assert_eq!(pair.server.send(id, put(b"")), Err(SendError::Over));
-    pair.server.fail(id, &WireStatus::new(Code::Internal, ""));
+    assert_eq!(pair.server.message(id, b""), Err(Over));
+    pair.server.fail(id, &wire_status(Code::Internal, ""));
     pair.sent = Default::default();
     let error = pair.reach_client().unwrap_err();
     assert_eq!(error.to_string(), "the peer closed the connection: shutting down: now");

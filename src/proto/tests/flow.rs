@@ -74,7 +74,7 @@ fn a_sender_stops_at_its_credit_and_goes_on_when_it_is_returned() {
     let id = pair.call("sum", b"", false);
     assert_eq!(pair.server.read(id, 0), Read::Chunk { bytes: vec![0].into(), last: false });
     assert_eq!(pair.server.read(id, 1), Read::Pending);
-    pair.client.send(id, put(&[1; 60_000])).unwrap();
+    pair.client.message(id, &[1; 60_000]).unwrap();
     pair.client.finish(id);
     let mut total = 0;
     for round in 0.. {
@@ -106,7 +106,7 @@ fn credit_comes_back_when_half_a_window_has_gathered() {
     read_all(&mut pair.server, id);
     pair.sent = Default::default();
     for n in 0..10 {
-        pair.client.send(id, put(&[1; 1_990])).unwrap();
+        pair.client.message(id, &[1; 1_990]).unwrap();
         pair.run();
         // 1,990 bytes, a long prefix and a header.
         assert_eq!(read_all(&mut pair.server, id).0.len(), 1_995, "{n}");
@@ -121,7 +121,7 @@ fn bytes_that_were_free_give_no_credit_back() {
     let mut pair = small_windows(4096, 1_000_000);
     let id = pair.call("sum", &[0; 3000], false);
     let Read::Chunk { bytes: first, .. } = pair.server.read(id, 0) else { panic!("nothing") };
-    pair.client.send(id, put(&[0; 3000])).unwrap();
+    pair.client.message(id, &[0; 3000]).unwrap();
     pair.run();
     let Read::Chunk { bytes: second, .. } = pair.server.read(id, 0) else { panic!("nothing") };
     assert_eq!((first.len(), second.len()), (3005, 3005));
@@ -138,12 +138,12 @@ fn bytes_that_were_free_give_no_credit_back() {
 fn a_stream_that_nobody_reads_does_not_stop_the_others() {
     let mut pair = small_windows(60_000, 64_000);
     let (stuck, busy) = (pair.call("sum", b"", false), pair.call("sum", b"", false));
-    pair.client.send(stuck, put(&[0; 200_000])).unwrap();
+    pair.client.message(stuck, &[0; 200_000]).unwrap();
     pair.run();
     assert!(!pair.client.wants_transmit());
     let mut moved = 0;
     for _ in 0..100 {
-        pair.client.send(busy, put(&[0; 1000])).unwrap();
+        pair.client.message(busy, &[0; 1000]).unwrap();
         pair.run();
         moved += read_all(&mut pair.server, busy).0.len();
         pair.run();
@@ -159,7 +159,7 @@ fn a_stream_that_nobody_reads_does_not_stop_the_others() {
 fn data_for_a_stream_that_is_over_gives_its_credit_back_at_once() {
     let mut pair = Pair::ready();
     let id = pair.call("sum", b"", false);
-    pair.client.send(id, put(&[0; 100_000])).unwrap();
+    pair.client.message(id, &[0; 100_000]).unwrap();
     // The answer and the upload cross.
     pair.server.answer(id, None, put(b"")).unwrap();
     pair.reach_server().unwrap();
@@ -180,7 +180,7 @@ fn data_for_a_stream_that_is_over_gives_its_credit_back_at_once() {
 fn small_frames_leave_before_bulk() {
     let mut pair = Pair::ready();
     let bulk = pair.open("upload", &[0; 3_000_000], true);
-    let mut batch = Batch::new();
+    let mut batch = Batch::default();
     pair.client.transmit(&mut batch);
     assert!(batch.len() <= 256 * 1024 + MAX_PAYLOAD + 100, "one batch takes a quantum: {}", batch.len());
     drain(&mut batch);
@@ -207,9 +207,9 @@ fn long_messages_stay_whole_in_their_frames() {
     let id = pair.call("upload", b"", false);
     let payload = Bytes::from(vec![7; 64 * 1024]);
     for _ in 0..3 {
-        pair.client.send_bytes(id, b"\xc6\0\x01\0\0", payload.clone()).unwrap();
+        pair.client.parts(id, b"\xc6\0\x01\0\0", payload.clone()).unwrap();
     }
-    let mut batch = Batch::new();
+    let mut batch = Batch::default();
     pair.client.transmit(&mut batch);
     let mut slices = [std::io::IoSlice::new(&[]); 16];
     let filled = batch.slices(&mut slices);
@@ -220,11 +220,27 @@ fn long_messages_stay_whole_in_their_frames() {
 }
 
 #[test]
+fn who_watches_a_stream_is_told_when_it_is_over_and_not_before() {
+    let mut pair = Pair::ready();
+    let id = pair.call("chat", b"", false);
+    for _ in 0..3 {
+        pair.client.message(id, &[0; 5000]).unwrap();
+        assert!(pair.client.is_sending(id));
+        pair.run();
+        assert!(pair.client_events.is_empty(), "every batch would wake it for nothing");
+    }
+    pair.server.answer(id, None, put(b"enough")).unwrap();
+    pair.run();
+    assert_eq!(pair.client_events, [Event::Writable(id), Event::Readable(id)]);
+    assert!(!pair.client.is_sending(id));
+}
+
+#[test]
 fn a_sender_is_told_when_it_is_full_and_when_there_is_room() {
     let mut pair = Pair::ready();
     let id = pair.call("upload", b"", false);
     let mut sent = 0;
-    while pair.client.send(id, put(&[0; 1000])).unwrap() == SendState::More {
+    while pair.client.message(id, &[0; 1000]).unwrap() == SendState::More {
         sent += 1;
     }
     assert!((100..200).contains(&sent), "{sent}");
@@ -306,10 +322,10 @@ fn a_batch_is_taken_in_any_portions() {
     let mut pair = Pair::ready();
     let id = pair.call("upload", b"", false);
     let all = |pair: &mut Pair| {
-        pair.client.send_bytes(id, b"head", Bytes::from(vec![1; 5000])).unwrap();
-        pair.client.send(id, put(&[2; 10])).unwrap();
-        pair.client.send_bytes(id, b"head", Bytes::from(vec![3; 5000])).unwrap();
-        let mut batch = Batch::new();
+        pair.client.parts(id, b"head", Bytes::from(vec![1; 5000])).unwrap();
+        pair.client.message(id, &[2; 10]).unwrap();
+        pair.client.parts(id, b"head", Bytes::from(vec![3; 5000])).unwrap();
+        let mut batch = Batch::default();
         pair.client.transmit(&mut batch);
         batch
     };

@@ -199,7 +199,6 @@ fn a_slow_handshake_ends_after_five_seconds() {
         for (second, byte) in (1..5).zip(PREFACE) {
             input.extend_from_slice(&[*byte]);
             assert_eq!(machine.receive(&mut input, start + Duration::from_secs(second)), Ok(()));
-            assert_eq!(machine.wanted(&input), PREFACE.len() - input.len());
         }
         assert_eq!(machine.handle_timeout(start + Duration::from_millis(4999)), Ok(()));
         assert_eq!(machine.handle_timeout(start + Duration::from_secs(5)), Err(Error::HandshakeTimeout));

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::support::*;
 use crate::proto::{Batch, Config, Connection, Event, Open, Read};
 use crate::status::{Code, Status};
-use crate::wire::{Refusal, StreamId, WireStatus};
+use crate::wire::{Refusal, StreamId};
 
 /// One thing that somebody does. Numbers choose among what there is.
 #[derive(Clone, Debug)]
@@ -138,13 +138,13 @@ impl World {
             Step::Send { server, which, len } => {
                 let end = self.end(server);
                 if let Some(id) = end.pick(which).filter(|id| !end.machine.is_full(*id)) {
-                    end.machine.send(id, put(&vec![2; len])).ok();
+                    end.machine.message(id, &vec![2; len]).ok();
                 }
             }
             Step::SendBytes { server, which, len } => {
                 let end = self.end(server);
                 if let Some(id) = end.pick(which) {
-                    end.machine.send_bytes(id, b"head", vec![3; len].into()).ok();
+                    end.machine.parts(id, b"head", vec![3; len].into()).ok();
                 }
             }
             Step::Finish { server, which } => {
@@ -181,7 +181,7 @@ impl World {
             }
             Step::Fail { which } => {
                 if let Some(id) = self.server.pick(which) {
-                    self.server.machine.fail(id, &WireStatus::new(Code::Internal, "no"));
+                    self.server.machine.fail(id, &wire_status(Code::Internal, "no"));
                 }
             }
             Step::Refuse { which } => {
@@ -209,7 +209,7 @@ impl World {
             }
             for id in self.server.ids.clone() {
                 while self.server.read(id, true) {}
-                self.server.machine.fail(id, &WireStatus::new(Code::Internal, "over"));
+                self.server.machine.fail(id, &wire_status(Code::Internal, "over"));
             }
             for id in self.client.ids.clone() {
                 while self.client.read(id, true) {}
@@ -229,7 +229,7 @@ impl World {
 fn an_unread_batch_is_left_alone() {
     let mut world = World::new();
     world.step(&Step::Open { len: 10, end: true, deadline: false });
-    let mut batch = Batch::new();
+    let mut batch = Batch::default();
     world.client.machine.transmit(&mut batch);
     let len = batch.len();
     world.step(&Step::Open { len: 10, end: true, deadline: false });

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::proto::{Batch, Config, Connection, Error, Event, Failure, Open, Read, Side};
-use crate::wire::{Frame, FrameCodec, PREFACE, StreamId, parse_prefix};
+use crate::proto::{Batch, Config, Connection, Error, Event, Failure, Open, Over, Read, SendState, Side};
+use crate::status::{Code, Status};
+use crate::wire::{Frame, FrameCodec, PREFACE, StreamId, WireStatus, parse_prefix, put_prefix};
 use tokio_util::codec::Decoder;
 
 pub(super) type Nothing = std::convert::Infallible;
@@ -153,7 +154,7 @@ pub(super) fn put(message: &[u8]) -> impl FnOnce(&mut BytesMut) -> Result<(), No
 
 /// Everything of one batch, as one piece.
 pub(super) fn transmit(connection: &mut Connection) -> Bytes {
-    let mut batch = Batch::new();
+    let mut batch = Batch::default();
     connection.transmit(&mut batch);
     let bytes = drain(&mut batch);
     if !bytes.is_empty() {
@@ -231,4 +232,29 @@ pub(super) fn read_messages(connection: &mut Connection, id: StreamId) -> Vec<Ve
     let (body, rest) = read_all(connection, id);
     assert_eq!(rest, Rest::End);
     messages(&body)
+}
+
+/// Messages as tests say them: one at a time, encoded here.
+pub(super) trait SendMessages {
+    fn message(&mut self, id: StreamId, message: &[u8]) -> Result<SendState, Over>;
+    /// A message of two parts, the second by reference.
+    fn parts(&mut self, id: StreamId, head: &[u8], body: Bytes) -> Result<SendState, Over>;
+}
+
+impl SendMessages for Connection {
+    fn message(&mut self, id: StreamId, message: &[u8]) -> Result<SendState, Over> {
+        self.parts(id, message, Bytes::new())
+    }
+
+    fn parts(&mut self, id: StreamId, head: &[u8], body: Bytes) -> Result<SendState, Over> {
+        let mut packed = BytesMut::new();
+        put_prefix(&mut packed, head.len() + body.len());
+        packed.put_slice(head);
+        if body.is_empty() { self.send(id, packed.freeze()) } else { self.send_parts(id, packed.freeze(), body) }
+    }
+}
+
+/// A status of a method that has run.
+pub(super) fn wire_status(code: Code, message: &str) -> WireStatus {
+    WireStatus::from(&Status::new(code, message))
 }

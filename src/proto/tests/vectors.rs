@@ -9,7 +9,7 @@ use super::support::*;
 use crate::metadata::Metadata;
 use crate::proto::{Config, Event, Open};
 use crate::status::Code;
-use crate::wire::{HEADER, PREFACE, Refusal, StreamId, WireStatus};
+use crate::wire::{HEADER, PREFACE, Refusal, StreamId};
 
 const DOCUMENT: &str = include_str!("../../../docs/protocol.md");
 
@@ -90,12 +90,12 @@ fn exchanges() -> Vec<(&'static str, Vec<Line>)> {
     scribe.say('<');
     let mut item = b"\xc5\x08\x00".to_vec();
     item.resize(2051, 0x2a);
-    scribe.pair.client.send(id, put(&item)).unwrap();
-    scribe.pair.client.send(id, put(b"\xc4\x01\x2b")).unwrap();
+    scribe.pair.client.message(id, &item).unwrap();
+    scribe.pair.client.message(id, b"\xc4\x01\x2b").unwrap();
     scribe.say('>');
     read_all(&mut scribe.pair.server, id);
-    scribe.pair.server.send(id, put(b"\xc4\x01\x2a")).unwrap();
-    scribe.pair.server.send(id, put(b"\xc4\x01\x2b")).unwrap();
+    scribe.pair.server.message(id, b"\xc4\x01\x2a").unwrap();
+    scribe.pair.server.message(id, b"\xc4\x01\x2b").unwrap();
     scribe.say('<');
     scribe.pair.client.finish(id);
     scribe.say('>');
@@ -107,7 +107,7 @@ fn exchanges() -> Vec<(&'static str, Vec<Line>)> {
     scribe.block("status");
     let id = scribe.pair.open("divide", b"\x82\xa1a\x01\xa1b\x00", true);
     scribe.say('>');
-    let mut status = WireStatus::new(Code::Unknown, "by zero");
+    let mut status = wire_status(Code::Unknown, "by zero");
     status.details = Some(b"\xa6ByZero"[..].into());
     status.app = true;
     scribe.pair.server.fail(id, &status);

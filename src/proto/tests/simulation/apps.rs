@@ -13,7 +13,7 @@ use super::plan::{Handling, Plan, item};
 use crate::proto::tests::support::*;
 use crate::proto::{Event, Failure, Open, OpenError, Read, SendError, SendState};
 use crate::status::{Code, Status};
-use crate::wire::{Refusal, StreamId, WireStatus, parse_prefix};
+use crate::wire::{Refusal, StreamId, parse_prefix};
 
 /// One direction of a call at its sender.
 pub(super) struct Writer {
@@ -148,7 +148,7 @@ impl World {
                     self.handled.remove(&id);
                 }
                 Event::Expired(id) => {
-                    self.server.fail(id, &WireStatus::new(Code::DeadlineExceeded, "expired"));
+                    self.server.fail(id, &wire_status(Code::DeadlineExceeded, "expired"));
                     self.handled.remove(&id);
                 }
                 _ => (),
@@ -272,9 +272,9 @@ impl World {
         let Some(Writer { items, abort }) = writer else { return };
         while let Some(item) = items.pop_front() {
             let sent = if item.len() % 2 == 0 {
-                machine.send(id, put(&item)).map_err(|error| format!("{error:?}"))
+                machine.message(id, &item).map_err(|error| format!("{error:?}"))
             } else {
-                machine.send_bytes(id, &item[..1], Bytes::copy_from_slice(&item[1..])).map_err(|e| format!("{e:?}"))
+                machine.parts(id, &item[..1], Bytes::copy_from_slice(&item[1..])).map_err(|e| format!("{e:?}"))
             };
             match sent {
                 Ok(SendState::More) => (),
@@ -289,7 +289,7 @@ impl World {
         match (client, *abort) {
             (_, false) => machine.finish(id),
             (true, true) => machine.abort_body(id, &Status::aborted("as planned")),
-            (false, true) => machine.fail(id, &WireStatus::new(Code::Internal, "as planned")),
+            (false, true) => machine.fail(id, &wire_status(Code::Internal, "as planned")),
         }
         *writer = None;
         if !client {

@@ -1,0 +1,145 @@
+//! A TCP proxy that breaks things on demand.
+//!
+//! Owns the faults of a network: lost connections, silence, slowness, a half that closes. It must never look at the bytes.
+//! Look next at `peer.rs` for faults of a peer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+/// What the proxy does with bytes at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Passes them on.
+    Pass,
+    /// Keeps them, both ways, like a network that loses everything.
+    Hold,
+    /// Passes one byte at a time, so many apart.
+    Trickle(Duration),
+    /// Closes every connection, and every new one.
+    Cut,
+}
+
+/// Stands between a client and `target`.
+pub(crate) struct Proxy {
+    pub(crate) addr: SocketAddr,
+    mode: watch::Sender<Mode>,
+    counts: Arc<Counts>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Counts {
+    connections: AtomicUsize,
+    to_target: AtomicU64,
+    from_target: AtomicU64,
+}
+
+impl Proxy {
+    pub(crate) async fn start(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mode = watch::Sender::new(Mode::Pass);
+        let counts = Arc::new(Counts::default());
+        let (for_task, counted) = (mode.clone(), Arc::clone(&counts));
+        let task = tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                counted.connections.fetch_add(1, Ordering::SeqCst);
+                let Ok(server) = TcpStream::connect(target).await else { continue };
+                let _ = (client.set_nodelay(true), server.set_nodelay(true));
+                let ((client_read, client_write), (server_read, server_write)) =
+                    (client.into_split(), server.into_split());
+                tokio::spawn(pump(client_read, server_write, for_task.subscribe(), Arc::clone(&counted), true));
+                tokio::spawn(pump(server_read, client_write, for_task.subscribe(), Arc::clone(&counted), false));
+            }
+        });
+        Self { addr, mode, counts, task }
+    }
+
+    /// What is done with bytes from now on.
+    pub(crate) fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+
+    /// Closes the connections of this moment; new ones work.
+    pub(crate) async fn cut_once(&self) {
+        self.set(Mode::Cut);
+        // Every pump sees the mode before it changes again.
+        while self.mode.receiver_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+        self.set(Mode::Pass);
+    }
+
+    /// How many connections there have been.
+    pub(crate) fn connections(&self) -> usize {
+        self.counts.connections.load(Ordering::SeqCst)
+    }
+
+    /// How many bytes went to the target and back.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.counts.to_target.load(Ordering::SeqCst), self.counts.from_target.load(Ordering::SeqCst))
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.set(Mode::Cut);
+    }
+}
+
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut mode: watch::Receiver<Mode>,
+    counts: Arc<Counts>,
+    to_target: bool,
+) {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let now = *mode.borrow_and_update();
+        let size = match now {
+            Mode::Cut => return,
+            Mode::Hold => {
+                if mode.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            Mode::Pass => buffer.len(),
+            Mode::Trickle(gap) => {
+                sleep(gap).await;
+                1
+            }
+        };
+        let read = tokio::select! {
+            read = from.read(&mut buffer[..size]) => read,
+            changed = mode.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        };
+        let n = match read {
+            Ok(n) if n > 0 => n,
+            // The end of one half is passed on alone.
+            _ => {
+                let _ = to.shutdown().await;
+                return;
+            }
+        };
+        let count = if to_target { &counts.to_target } else { &counts.from_target };
+        count.fetch_add(n as u64, Ordering::SeqCst);
+        if to.write_all(&buffer[..n]).await.is_err() {
+            return;
+        }
+    }
+}
