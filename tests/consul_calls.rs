@@ -35,7 +35,7 @@ impl Digest {
         let words = piece.chunks_exact(8);
         assert!(words.remainder().is_empty(), "pieces of whole words");
         for word in words {
-            let word = u64::from_le_bytes(word.try_into().expect("eight bytes"));
+            let word = u64::from_le_bytes(word.try_into().unwrap());
             self.hash = (self.hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
         }
         self.len += piece.len() as u64;

@@ -5,6 +5,8 @@
 
 mod accept;
 mod answer;
+#[cfg(test)]
+mod broken_io_tests;
 mod connections;
 mod dispatch;
 mod incoming;

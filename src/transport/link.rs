@@ -448,7 +448,7 @@ impl Link {
     }
 
     /// Fails everything that is open and wakes everyone who waits.
-    pub(super) fn lost(&self, error: &Arc<Error>) {
+    pub(crate) fn lost(&self, error: &Arc<Error>) {
         let mut state = self.lock();
         if state.writing {
             // Somebody is in the middle of a write. What it hands over may have reached the peer, and been run.

@@ -8,8 +8,6 @@ pub(crate) mod link;
 pub(crate) mod memory;
 mod state;
 pub(crate) mod tcp;
-#[cfg(test)]
-mod tests;
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
 //! Connections whose I/O fails at the worst moment, which sockets do too rarely to wait for.
 //!
-//! Owns a pipe that can be told to fail. Look next at [`super::link`] and [`super::driver`], which must tell the truth about
-//! what was sent, and lose nothing that came.
+//! Owns a pipe that can be told to fail. Look next at [`crate::transport::link`] and [`crate::transport::driver`], which must
+//! tell the truth about what was sent, and lose nothing that came.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::io;
@@ -10,21 +10,22 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::task::JoinHandle;
 
-use super::driver::{NoCalls, connection};
-use super::link::{Link, Phase};
-use super::{Io, WriteHalf, memory};
+use super::Server;
 use crate::body::{BodyError, BodyReader};
 use crate::methods::Methods;
 use crate::options::Options;
 use crate::proto::{Config, Error, Failure, Open, Side};
-use crate::server::Server;
 use crate::service::Service;
 use crate::status::Status;
+use crate::transport::driver::{NoCalls, connection};
+use crate::transport::link::{Link, Phase};
+use crate::transport::{Io, WriteHalf, memory};
 use crate::wire::StreamId;
 
 /// What the test decides about the pipe.
@@ -33,6 +34,8 @@ struct Will {
     /// The peer's bytes are on their way, but not here yet.
     held: AtomicBool,
     reader: Mutex<Option<Waker>>,
+    /// The kernel takes everything, and the peer takes nothing.
+    frozen: AtomicBool,
     /// Writes fail.
     broken: AtomicBool,
     /// The connection is lost while a write is under way, right after its bytes were handed over.
@@ -59,6 +62,9 @@ impl WriteHalf for Writing {
         if self.1.broken.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
+        if self.1.frozen.load(Ordering::SeqCst) {
+            return Ok(slices.iter().map(|slice| slice.len()).sum());
+        }
         let written = self.0.try_write(slices)?;
         if self.1.lost_in_write.load(Ordering::SeqCst) {
             self.1.link.get().and_then(Weak::upgrade).unwrap().lost(&Arc::new(Error::Closed));
@@ -71,12 +77,14 @@ impl WriteHalf for Writing {
     }
 
     fn shutdown(&self) {
-        self.0.shutdown();
+        if !self.1.frozen.load(Ordering::SeqCst) {
+            self.0.shutdown();
+        }
     }
 }
 
 /// A server that answers, and a connection to it.
-async fn connected() -> (Server, Arc<Link>, Arc<Will>) {
+async fn connected() -> (Server, Arc<Link>, Arc<Will>, JoinHandle<Arc<Error>>) {
     let server = Server::start("service1", 1, Options { in_memory: true, ..Options::default() }).await.unwrap();
     let methods = Methods::new().unary("id", async |_cx, number: u64| Ok::<_, Status>(number));
     let methods: Arc<dyn Service> = Arc::new(methods);
@@ -89,9 +97,9 @@ async fn connected() -> (Server, Arc<Link>, Arc<Will>) {
     let config = Config { service: "service1".to_owned(), incarnation: 2, ..Config::new(Side::Client) };
     let (link, driver) = connection(io, Some(addr), Arc::new(config), NoCalls);
     will.link.set(Arc::downgrade(&link)).unwrap();
-    tokio::spawn(driver.run());
+    let task = tokio::spawn(driver.run());
     link.phase().wait_for(|phase| matches!(phase, Phase::Ready)).await.unwrap();
-    (server, link, will)
+    (server, link, will, task)
 }
 
 fn open(link: &Link) -> StreamId {
@@ -111,12 +119,19 @@ async fn answer(link: &Arc<Link>, id: StreamId) -> Result<Vec<u8>, Failure> {
     }
 }
 
+/// Lets every task, all on this thread, do what it can.
+async fn settled() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn a_call_that_is_being_written_when_the_connection_is_lost_may_have_run() {
-    let (_server, link, will) = connected().await;
+    let (_server, link, will, _) = connected().await;
     // Alone on the connection, so the caller writes; first once in peace, so that the driver sleeps.
     assert_eq!(answer(&link, open(&link)).await, Ok(vec![7]));
-    tokio::task::yield_now().await;
+    settled().await;
     will.lost_in_write.store(true, Ordering::SeqCst);
     let id = open(&link);
     let failure = answer(&link, id).await.unwrap_err();
@@ -125,25 +140,16 @@ async fn a_call_that_is_being_written_when_the_connection_is_lost_may_have_run()
 
 #[tokio::test]
 async fn a_write_that_fails_loses_no_answer_that_came_before() {
-    let (server, link, will) = connected().await;
+    let (server, link, will, _) = connected().await;
     will.held.store(true, Ordering::SeqCst);
     let answered = open(&link);
     // The answer, the end of taking calls and the end of the connection are all on their way when the next write fails.
-    while link.lock().proto.wants_transmit() {
-        tokio::task::yield_now().await;
-    }
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
+    settled().await;
     server.drain();
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
+    settled().await;
     will.broken.store(true, Ordering::SeqCst);
     let unsent = open(&link);
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
+    settled().await;
     will.held.store(false, Ordering::SeqCst);
     let reader = will.reader.lock().unwrap().take();
     reader.unwrap().wake();
@@ -151,4 +157,17 @@ async fn a_write_that_fails_loses_no_answer_that_came_before() {
     let failure = answer(&link, unsent).await.unwrap_err();
     let never_ran = matches!(failure, Failure::NotAccepted | Failure::Lost { sent: false, .. });
     assert!(never_ran, "it never left: {failure:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_does_not_wait_for_a_peer_that_is_frozen() {
+    let (_server, link, will, task) = connected().await;
+    assert_eq!(answer(&link, open(&link)).await, Ok(vec![7]));
+    settled().await;
+    will.frozen.store(true, Ordering::SeqCst);
+    let begun = tokio::time::Instant::now();
+    link.close_when_idle();
+    let error = task.await.unwrap();
+    assert_eq!(*error, Error::Closed);
+    assert!(begun.elapsed() <= Duration::from_secs(1), "the connection stayed for {:?}", begun.elapsed());
 }
