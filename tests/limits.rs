@@ -131,6 +131,36 @@ async fn requests_are_limited_by_the_server_and_by_the_method() {
     assert_eq!(proxy.connections(), 1, "the connection lives");
 }
 
+#[picom::service]
+trait Wide {
+    #[rpc(max_request = "1MiB")]
+    async fn wide(&self, data: Bytes) -> usize;
+    async fn narrow(&self, data: Bytes) -> usize;
+}
+
+struct Length;
+
+impl Wide for Length {
+    async fn wide(&self, data: Bytes) -> usize {
+        data.len()
+    }
+
+    async fn narrow(&self, data: Bytes) -> usize {
+        data.len()
+    }
+}
+
+#[tokio::test]
+async fn a_method_may_take_more_than_the_others() {
+    let pair = pair_with(WideServer::new(Length), |server| server.max_message(LIMIT), |client| client).await;
+    let client: WideClient = pair.client.client(SERVICE);
+    assert_eq!(client.wide(data(10 * LIMIT)).await.unwrap(), 10 * LIMIT);
+    let error = client.narrow(data(10 * LIMIT)).await.unwrap_err();
+    assert_names(&error, Code::InvalidArgument, &["10000", "`max_message`"]);
+    let error = client.wide(data(1 << 20)).await.unwrap_err();
+    assert_names(&error, Code::InvalidArgument, &["1048576"]);
+}
+
 #[tokio::test]
 async fn answers_are_limited_by_the_caller_and_by_the_method() {
     let service = BlobsServer::new(Counted::default());

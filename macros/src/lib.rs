@@ -67,7 +67,8 @@ use syn::{Item, ItemImpl, ItemTrait};
 /// - `alias = "…"`: another name under which it answers, repeatable, written in full (the prefix is not added).
 /// - `idempotent`: running it twice does no harm, so picom may try a lost call again.
 /// - `deadline = "500ms"`: the deadline where neither the call nor its context has one; `ns`, `us`, `ms`, `s`, `m`, `h`.
-/// - `max_request`, `max_response`: the longest message; `"1MiB"` (`B`, `KiB`, `MiB`, `GiB`) or a number of bytes.
+/// - `max_request`, `max_response`: the longest message; `"1MiB"` (`B`, `KiB`, `MiB`, `GiB`) or a number of bytes. A request may be
+///   longer than the server's `max_message` so; an answer can only be shorter than the client's.
 ///
 /// Documentation, `#[cfg]` and `#[deprecated]` of a method are carried to the client and the descriptor.
 #[proc_macro_attribute]

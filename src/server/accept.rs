@@ -83,7 +83,7 @@ impl Shared {
     }
 
     fn config(&self) -> Arc<Config> {
-        let options = &self.options;
+        let (options, router) = (&self.options, self.router());
         Arc::new(Config {
             node: self.node.to_string(),
             service: self.service.to_string(),
@@ -91,10 +91,11 @@ impl Shared {
             max_calls: options.max_calls,
             stream_window: options.stream_window,
             connection_window: options.connection_window,
-            max_message: options.max_message,
+            // Callers are told one limit: the longest that any method takes. Each method's own holds all the same.
+            max_message: options.max_message.max(router.longest_request()),
             handshake_timeout: options.handshake_timeout,
             idle_close: Some(SERVER_IDLE_CLOSE),
-            idempotent: self.router().idempotent().to_vec(),
+            idempotent: router.idempotent().to_vec(),
             ..Config::new(Side::Server)
         })
     }

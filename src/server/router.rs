@@ -27,6 +27,7 @@ pub(super) struct Route {
 pub(super) struct Router {
     routes: HashMap<Arc<str>, Route>,
     idempotent: Vec<String>,
+    longest_request: usize,
 }
 
 impl Router {
@@ -51,6 +52,7 @@ impl Router {
                 if router.routes.insert(Arc::clone(&name), route).is_some() {
                     return Err(Status::already_exists(format!("method `{name}` is already exposed by this node")));
                 }
+                router.longest_request = router.longest_request.max(method.max_request.unwrap_or(0));
                 if method.idempotent {
                     router.idempotent.push(name.to_string());
                 }
@@ -66,6 +68,11 @@ impl Router {
     /// The methods that may be run twice.
     pub(super) fn idempotent(&self) -> &[String] {
         &self.idempotent
+    }
+
+    /// The longest request that any method allows for itself; 0 if none names a limit.
+    pub(super) fn longest_request(&self) -> usize {
+        self.longest_request
     }
 
     /// What a caller of a method that is not there is told.
