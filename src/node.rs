@@ -182,12 +182,15 @@ impl Picom {
     }
 
     /// Leaves: deregisters, tells everyone connected to call elsewhere, finishes what runs, closes. Running calls finish, at
-    /// most within `drain_timeout`; what runs longer is cut, which the result says. Without anything exposed it returns at once.
+    /// most within `drain_timeout`; what runs longer is cut, which the result says. Without anything exposed it returns at once, and
+    /// while another `end` is at work it waits for that.
     ///
     /// # Errors
     /// [`Code::Aborted`](crate::Code::Aborted) when calls had to be cut. Everything is closed all the same.
     pub async fn end(&self) -> Result<(), Status> {
-        let Some(Exposing { server, registration }) = self.inner.exposed.lock().await.take() else { return Ok(()) };
+        // Locked to the end: whoever also ends the node, and then the process, must not cut what the first one waits for.
+        let mut exposed = self.inner.exposed.lock().await;
+        let Some(Exposing { server, registration }) = exposed.take() else { return Ok(()) };
         let left = tokio::time::timeout(LEAVE_LIMIT, registration.leave()).await;
         if let Err(error) = left.map_err(|_| "no answer".to_owned()).and_then(|left| left.map_err(|e| e.to_string())) {
             tracing::warn!(service = %self.inner.name, error, "could not deregister; the registry will find out by itself");

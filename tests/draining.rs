@@ -54,6 +54,37 @@ fn methods(runs: &Runs) -> Methods {
         })
 }
 
+#[tokio::test]
+async fn who_ends_a_node_that_is_ending_waits_for_it() {
+    let (finish, finished) = tokio::sync::watch::channel(false);
+    let registry = Memory::new();
+    let node = Picom::builder("service1").registry(registry.clone()).bind("127.0.0.1").build().unwrap();
+    let slow = Methods::new().unary("slow", move |_cx: Context, (): ()| {
+        let mut finished = finished.clone();
+        async move { Ok::<_, Status>(finished.wait_for(|finished| *finished).await.is_ok()) }
+    });
+    node.expose(slow).await.unwrap();
+    let caller = Picom::builder("caller").registry(registry).build().unwrap();
+    let call = tokio::spawn(caller.fetch::<bool>("service1", "slow", ()).into_future());
+    tokio::time::timeout(Duration::from_secs(5), async {
+        while finish.receiver_count() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the call runs");
+    let (first, second) = (node.clone(), node.clone());
+    let first = tokio::spawn(async move { first.end().await });
+    tokio::task::yield_now().await;
+    let mut second = tokio::spawn(async move { second.end().await });
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut second).await;
+    assert!(early.is_err(), "the second end returned while a call still ran: {early:?}");
+    finish.send_replace(true);
+    assert!(call.await.unwrap().unwrap());
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+}
+
 /// Starts a node, on this port if one is given.
 async fn serve(port: u16, runs: &Runs) -> (Picom, u16) {
     // Nobody looks into this registry.
