@@ -4,6 +4,7 @@
 //! [`crate::message`]). Look next at [`crate::pack`] for the other direction.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -22,6 +23,42 @@ pub(crate) enum BodyError {
     Truncated,
     /// A message is longer than allowed.
     TooLong { len: usize, limit: usize },
+    /// Too many long messages of the connection are under way.
+    NoRoom,
+}
+
+/// How many bytes the messages of one connection may have that are being put together from several pieces.
+#[derive(Debug)]
+pub(crate) struct Assembly {
+    used: AtomicUsize,
+    limit: usize,
+}
+
+impl Assembly {
+    /// Room for messages of `limit` bytes in all, with their prefixes.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { used: AtomicUsize::new(0), limit: limit.saturating_add(wire::LONG_PREFIX) }
+    }
+
+    /// Takes room for one message, if there is any.
+    fn admit(self: &Arc<Self>, bytes: usize) -> Option<Share> {
+        let more = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.limit);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Share { assembly: Arc::clone(self), bytes })
+    }
+}
+
+/// The room that one message takes until it is whole or given up.
+#[derive(Debug)]
+struct Share {
+    assembly: Arc<Assembly>,
+    bytes: usize,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.assembly.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// Cuts messages from pieces of a body. A message within one piece is a slice of it; one that spans several is copied
@@ -117,23 +154,41 @@ pub(crate) struct BodyReader {
     /// Bytes of the piece that is being read; their credit is given back with the next one.
     held: usize,
     last: bool,
+    /// Where the connection counts the messages under way; a client trusts the limit on each.
+    assembly: Option<Arc<Assembly>>,
+    share: Option<Share>,
     /// What came with the beginning of an answer.
     metadata: Option<Box<Metadata>>,
 }
 
 impl BodyReader {
     pub(crate) fn new(link: Arc<Link>, id: StreamId, limit: usize) -> Self {
-        Self { link, id, cutter: Cutter::new(limit), held: 0, last: false, metadata: None }
+        Self { link, id, cutter: Cutter::new(limit), held: 0, last: false, assembly: None, share: None, metadata: None }
+    }
+
+    /// Counts messages that come in several pieces against the connection's room for them.
+    pub(crate) fn within(mut self, assembly: Arc<Assembly>) -> Self {
+        self.assembly = Some(assembly);
+        self
     }
 
     /// The next message, `None` at the proper end. After an error or the end it must not be asked again. Cancel safe.
     pub(crate) fn poll_message(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
         loop {
             match self.cutter.next() {
-                Some(message) => return Poll::Ready(Some(message)),
+                Some(message) => {
+                    self.share = None;
+                    return Poll::Ready(Some(message));
+                }
                 None if self.last && self.cutter.is_whole() => return Poll::Ready(None),
                 None if self.last => return Poll::Ready(Some(Err(BodyError::Truncated))),
                 None => {}
+            }
+            if let (Some(bytes), Some(assembly), None) = (self.cutter.assembling(), &self.assembly, &self.share) {
+                match assembly.admit(bytes) {
+                    Some(share) => self.share = Some(share),
+                    None => return Poll::Ready(Some(Err(BodyError::NoRoom))),
+                }
             }
             let release = std::mem::take(&mut self.held);
             match self.link.poll_read(self.id, release, &mut self.metadata, cx) {
@@ -160,14 +215,14 @@ impl BodyReader {
         self.last && self.cutter.is_whole()
     }
 
-    /// The announced length of the message that is being put together.
-    pub(crate) fn assembling(&self) -> Option<usize> {
-        self.cutter.assembling()
-    }
-
     /// What came with the beginning of an answer, once some of it was read.
     pub(crate) fn metadata(&self) -> Metadata {
         self.metadata.as_deref().cloned().unwrap_or_default()
+    }
+
+    /// The longest message that it takes.
+    pub(crate) fn limit(&self) -> usize {
+        self.cutter.limit
     }
 
     pub(crate) fn link(&self) -> &Arc<Link> {

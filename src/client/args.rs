@@ -9,6 +9,9 @@ use crate::message;
 
 /// Arguments that a call can be given: any type that serializes to a map (a struct, a `HashMap`), `()` for none, or what
 /// [`args!`](crate::args) makes.
+///
+/// They are encoded while the connection is locked: an implementation of `Serialize` must not make or drop picom calls, nor wait
+/// for a lock that is held while somebody does.
 pub trait Arguments: Send + Sync + 'static {
     /// Appends them as one MessagePack value. The error says what cannot be encoded.
     #[doc(hidden)]

@@ -214,6 +214,8 @@ impl<A: Arguments> Attempts<A> {
                 let status = Status::data_loss("the answer ends within a message").with_execution(Execution::Maybe);
                 return Err(self.failed(Some(&target), status));
             }
+            // Only servers count messages under way.
+            BodyError::NoRoom => Failure::Truncated,
             BodyError::TooLong { len, limit } => {
                 let option = match self.method.described().and_then(|method| method.max_response) {
                     Some(_) => "`max_response` of the method",

@@ -33,7 +33,8 @@ pub(crate) struct Pool {
     pub(super) identity: Arc<Identity>,
     pub(super) budget: Budget,
     registry: Result<Arc<dyn Registry>, RegistryError>,
-    watch: OnceLock<Watch>,
+    /// With when it began, which is with the first call.
+    watch: OnceLock<(Watch, Instant)>,
     set: RwLock<Arc<Set>>,
     balance: Box<dyn Balance>,
 }
@@ -66,9 +67,16 @@ impl Pool {
 
     fn watch(&self) -> &Watch {
         // Made with the first call, because watching needs a runtime and making a client does not.
-        self.watch.get_or_init(|| match &self.registry {
-            Ok(registry) => registry.watch(&self.identity.service),
-            Err(_) => Watch::fixed(Endpoints::unknown()),
+        &self.watched().0
+    }
+
+    fn watched(&self) -> &(Watch, Instant) {
+        self.watch.get_or_init(|| {
+            let watch = match &self.registry {
+                Ok(registry) => registry.watch(&self.identity.service),
+                Err(_) => Watch::fixed(Endpoints::unknown()),
+            };
+            (watch, Instant::now())
         })
     }
 
@@ -98,7 +106,7 @@ impl Pool {
         }
         let mut watch = self.watch().clone();
         watch.refresh();
-        let patience = at(self.set().empty_since, self.identity.options.resolve_wait);
+        let patience = at(self.set().empty_since.max(self.watched().1), self.identity.options.resolve_wait);
         let until = deadline.map_or(patience, |deadline| deadline.min(patience));
         loop {
             let changed = tokio::time::timeout_at(until, watch.changed()).await;

@@ -37,7 +37,7 @@ impl Attempt {
         self.over = match &message {
             Some(Ok(_)) => self.reader.is_at_end(),
             None | Some(Err(BodyError::Failed(_) | BodyError::Truncated)) => true,
-            Some(Err(BodyError::TooLong { .. })) => false,
+            Some(Err(BodyError::TooLong { .. } | BodyError::NoRoom)) => false,
         };
         Poll::Ready(message)
     }

@@ -97,7 +97,8 @@ impl Target {
         if let Some(link) = state.link.as_ref().filter(|link| link.is_usable()) {
             return Ok(Arc::clone(link));
         }
-        if let Some(connecting) = &state.connecting {
+        if let Some(connecting) = state.connecting.as_ref().filter(|c| c.has_changed().is_ok() || c.borrow().is_some())
+        {
             return Err(connecting.clone());
         }
         let (publish, outcome) = watch::channel(None);

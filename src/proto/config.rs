@@ -30,11 +30,12 @@ pub(crate) const PING_IDLE: Duration = Duration::from_secs(15);
 /// How long the answer to that question may take.
 pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Calls that a client may cancel before their answer, at once: four times the calls that may be open.
-pub(crate) const CANCEL_BUDGET: u32 = 4096;
+/// Calls that a client may cancel before their answer, at once: sixteen times the calls that may be open, for a client whose
+/// calls all time out because the server is slow must not lose the connection for it.
+pub(crate) const CANCEL_BUDGET: u32 = 16_384;
 
-/// How many such calls a second come back to the budget.
-pub(crate) const CANCEL_REFILL: u32 = 1024;
+/// How many such calls a second come back to the budget. To take and drop as many costs the server a few percent of one core.
+pub(crate) const CANCEL_REFILL: u32 = 16_384;
 
 /// Control frames that a peer may send at once.
 pub(crate) const CONTROL_BUDGET: u32 = 1000;

@@ -60,6 +60,11 @@ impl Connection {
         Ok(())
     }
 
+    /// Counts the peer's silence anew: what it has sent was not read yet.
+    pub(crate) fn excuse_silence(&mut self, now: Instant) {
+        self.keepalive.hear(now);
+    }
+
     /// Remembers that a stream has to be looked at.
     pub(super) fn look_at(&mut self, time: Instant) {
         self.earliest = Some(self.earliest.map_or(time, |earliest| earliest.min(time)));

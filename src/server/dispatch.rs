@@ -10,15 +10,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::Shared;
 use super::incoming::{Incoming, Running, body_status};
 use super::router::Route;
-use crate::body::{BodyError, BodyReader};
+use crate::body::{Assembly, BodyError, BodyReader};
 use crate::context::{Context, Peer};
 use crate::metadata::Metadata;
 use crate::proto::{Event, MethodRef, Refusal};
@@ -34,15 +34,16 @@ pub(super) struct Dispatch {
     peer: Option<Arc<Peer>>,
     /// Routes by the numbers that the client gave to the methods.
     routes: Vec<Option<Route>>,
-    /// Bytes that may be in messages which are still being put together.
-    assembly: Arc<Semaphore>,
+    /// Room for messages that are still being put together.
+    assembly: Arc<Assembly>,
 }
 
 impl Dispatch {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         // One message of the longest kind must always fit.
-        let assembly = shared.options.max_assembly.max(shared.options.max_message).min(Semaphore::MAX_PERMITS);
-        Self { shared, peer: None, routes: Vec::new(), assembly: Arc::new(Semaphore::new(assembly)) }
+        let longest = shared.options.max_message.max(shared.router().longest_request());
+        let assembly = Arc::new(Assembly::new(shared.options.max_assembly.max(longest)));
+        Self { shared, peer: None, routes: Vec::new(), assembly }
     }
 }
 
@@ -107,50 +108,15 @@ impl Dispatch {
             call.metadata.unwrap_or_default(),
         );
         let limit = route.max_request.unwrap_or(self.shared.options.max_message);
-        let mut body = BodyReader::new(Arc::clone(link), id, limit);
+        let mut body = BodyReader::new(Arc::clone(link), id, limit).within(Arc::clone(&self.assembly));
         let nobody = TaskContext::from_waker(Waker::noop());
-        match body.poll_message(&nobody) {
-            Poll::Ready(message) => match first_message(message) {
-                Ok(args) => {
-                    let incoming = Incoming::new(context.clone(), args, body, running_guard);
-                    run(link, id, context, Arc::clone(&route.service).call(route.method, incoming));
-                }
-                Err(status) => link.fail(id, &WireStatus::from(&status)),
-            },
-            Poll::Pending => self.assemble(link, id, context, body, route, running_guard),
-        }
-    }
-
-    /// Waits, off the driver, for arguments that span several frames.
-    fn assemble(
-        &self,
-        link: &Arc<Link>,
-        id: StreamId,
-        context: Context,
-        mut body: BodyReader,
-        route: Route,
-        running: Running,
-    ) {
-        let len = body.assembling().unwrap_or(0);
-        let permits = u32::try_from(len).unwrap_or(u32::MAX);
-        let Ok(permit) = Arc::clone(&self.assembly).try_acquire_many_owned(permits) else {
-            let text = "the connection has too many long messages under way";
-            return link.refuse(id, Refusal::Busy, text);
+        let Poll::Ready(message) = body.poll_message(&nobody) else {
+            return assemble(link, id, context, body, route, running_guard);
         };
-        let in_task = Arc::clone(link);
-        let for_handler = context.clone();
-        let future: HandlerFuture = Box::pin(async move {
-            let args = first_message(body.message().await);
-            drop(permit);
-            match args {
-                Ok(args) => {
-                    let incoming = Incoming::new(for_handler, args, body, running);
-                    Arc::clone(&route.service).call(route.method, incoming).await;
-                }
-                Err(status) => in_task.fail(id, &WireStatus::from(&status)),
-            }
-        });
-        run(link, id, context, future);
+        if let Some(args) = first_message(link, id, message) {
+            let incoming = Incoming::new(context.clone(), args, body, running_guard);
+            run(link, id, context, Arc::clone(&route.service).call(route.method, incoming));
+        }
     }
 
     fn route(&mut self, link: &Link, method: &MethodRef) -> Result<Route, Status> {
@@ -174,18 +140,47 @@ impl Dispatch {
     }
 }
 
-/// The arguments, or what the caller is told instead.
-fn first_message(message: Option<Result<Bytes, BodyError>>) -> Result<Bytes, Status> {
-    match message {
+/// How long the arguments of a call without a deadline may take to come, beside the time that their length allows for.
+const ARGUMENTS_TIME: Duration = Duration::from_secs(60);
+/// The slowest pace, in bytes a second, at which long arguments may come.
+const ARGUMENTS_PACE: usize = 128 << 10;
+
+/// Waits, off the driver, for arguments that span several frames.
+fn assemble(link: &Arc<Link>, id: StreamId, context: Context, mut body: BodyReader, route: Route, running: Running) {
+    let in_task = Arc::clone(link);
+    let for_handler = context.clone();
+    let limit = ARGUMENTS_TIME + Duration::from_secs((body.limit() / ARGUMENTS_PACE) as u64);
+    let future: HandlerFuture = Box::pin(async move {
+        let Ok(message) = tokio::time::timeout(limit, body.message()).await else {
+            let text = format!("the arguments did not come within {limit:?}");
+            let status = Status::deadline_exceeded(text).with_execution(Execution::Never);
+            return in_task.fail(id, &WireStatus::from(&status));
+        };
+        if let Some(args) = first_message(&in_task, id, message) {
+            let incoming = Incoming::new(for_handler, args, body, running);
+            Arc::clone(&route.service).call(route.method, incoming).await;
+        }
+    });
+    run(link, id, context, future);
+}
+
+/// The arguments; `None` if the caller was told why there are none that can be used.
+fn first_message(link: &Link, id: StreamId, message: Option<Result<Bytes, BodyError>>) -> Option<Bytes> {
+    let status = match message {
         // A call without any message is one without arguments.
-        None => Ok(Bytes::new()),
-        Some(Ok(args)) => Ok(args),
-        Some(Err(BodyError::TooLong { len, limit })) => Err(Status::invalid_argument(format!(
+        None => return Some(Bytes::new()),
+        Some(Ok(args)) => return Some(args),
+        Some(Err(BodyError::NoRoom)) => {
+            link.refuse(id, Refusal::Busy, "the connection has too many long messages under way");
+            return None;
+        }
+        Some(Err(BodyError::TooLong { len, limit })) => Status::invalid_argument(format!(
             "arguments of {len} bytes exceed the limit of {limit}; raise `max_message` at the server or `max_request` of the method"
-        ))
-        .with_execution(Execution::Never)),
-        Some(Err(error)) => Err(body_status(error).with_execution(Execution::Never)),
-    }
+        )),
+        Some(Err(error)) => body_status(error),
+    };
+    link.fail(id, &WireStatus::from(&status.with_execution(Execution::Never)));
+    None
 }
 
 /// Polls the handler once, here; spawns it only if it is not ready.

@@ -140,12 +140,16 @@ impl<H: Handler> Driver<H> {
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
         let mut progress = false;
         self.wakers.drain(..).for_each(Waker::wake);
-        if self.events.is_empty() && !self.link.lock().proto.is_congested() {
-            progress |= self.poll_read(cx)?;
+        let congested = self.link.lock().proto.is_congested();
+        let mut listening = false;
+        if self.events.is_empty() && !congested {
+            let read = self.poll_read(cx)?;
+            listening = !read;
+            progress |= read;
         }
         progress |= self.dispatch();
         if self.timer.as_mut().poll(cx).is_ready() && self.link.lock().armed.take().is_some() {
-            self.time_out()?;
+            self.time_out(listening)?;
             progress = true;
         }
         match self.link.flush(self.link.lock()) {
@@ -158,6 +162,8 @@ impl<H: Handler> Driver<H> {
                 }
             }
         }
+        // Nothing was read this time, so nothing wakes this task when there is something to read.
+        progress |= congested && !self.link.lock().proto.is_congested();
         Ok(self.poll_closing(cx)? || progress)
     }
 
@@ -267,9 +273,13 @@ impl<H: Handler> Driver<H> {
         handed_on
     }
 
-    fn time_out(&mut self) -> Result<(), Error> {
+    /// `listening` says that everything the peer has sent was read: otherwise its silence is ours.
+    fn time_out(&mut self, listening: bool) -> Result<(), Error> {
         let now = Instant::now().into_std();
         let mut state = self.link.lock();
+        if !listening {
+            state.proto.excuse_silence(now);
+        }
         let result = state.proto.handle_timeout(now);
         take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
         drop(state);

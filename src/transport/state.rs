@@ -107,7 +107,12 @@ impl State {
                 Event::Writable(id) => wakers.extend(self.slot(id).writer.take()),
                 Event::SlotFree => wakers.append(&mut self.slot_waiters),
                 Event::Answer { id, metadata } => self.slot(id).metadata = Some(Box::new(metadata)),
-                other => self.events.push_back(other),
+                other => {
+                    if matches!(other, Event::Draining) {
+                        wakers.append(&mut self.slot_waiters);
+                    }
+                    self.events.push_back(other);
+                }
             }
         }
         // Somebody may have begun to wait after the machine had said it.

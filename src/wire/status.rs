@@ -80,11 +80,14 @@ impl WireStatus {
 
     /// The status that people see, with what the server said about execution.
     pub(crate) fn into_status(self) -> Status {
-        let mut status = Status::new(Code::from_number(self.code), self.message).with_execution(if self.ran {
-            Execution::Done
-        } else {
-            Execution::Never
-        });
+        let code = Code::from_number(self.code);
+        let execution = match (self.ran, code) {
+            (false, _) => Execution::Never,
+            // The server may have cut the handler, wherever it was.
+            (true, Code::DeadlineExceeded) => Execution::Maybe,
+            (true, _) => Execution::Done,
+        };
+        let mut status = Status::new(code, self.message).with_execution(execution);
         if let Some(millis) = self.retry_after {
             status = status.with_retry_after(Duration::from_millis(u64::from(millis)));
         }

@@ -97,9 +97,16 @@ pub(super) fn parse(entries: Vec<Value>) -> Parsed {
     Parsed { endpoints: newest.into_values().map(|(_, endpoint)| endpoint).collect(), rejected }
 }
 
-/// Whether the list holds the instance `id`, with no check of its own that fails.
-pub(super) fn shows_passing(entries: &[Value], id: &str) -> bool {
-    find(entries, id).is_some_and(|checks| checks.iter().all(|c| c.service_id.is_empty() || c.status == "passing"))
+/// Whether the list holds the instance `id` of this very process, with no check of its own that fails. A process that
+/// crashed may have left an entry with the same id.
+pub(super) fn shows_passing(entries: &[Value], id: &str, incarnation: u64) -> bool {
+    let ours = |entry: &&Value| {
+        let meta = entry["Service"]["Meta"][INCARNATION].as_str();
+        meta.and_then(|hex| u64::from_str_radix(hex, 16).ok()) == Some(incarnation)
+    };
+    entries.iter().find(|entry| entry["Service"]["ID"] == id).filter(ours).is_some()
+        && find(entries, id)
+            .is_some_and(|checks| checks.iter().all(|c| c.service_id.is_empty() || c.status == "passing"))
 }
 
 /// Whether the list holds the instance `id` at all.

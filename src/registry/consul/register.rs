@@ -55,6 +55,7 @@ pub(super) async fn start(group: Arc<Group>, instance: &Instance) -> Result<Regi
     let registrar = Registrar {
         service: instance.service.clone(),
         id: instance.id.clone(),
+        incarnation: instance.incarnation,
         check_id: check_id(&instance.id),
         body,
         ttl,
@@ -133,6 +134,7 @@ struct Registrar {
     group: Arc<Group>,
     service: String,
     id: String,
+    incarnation: u64,
     check_id: String,
     body: Value,
     ttl: Duration,
@@ -219,7 +221,7 @@ impl Registrar {
         let timeout = (self.ttl / 3).min(CALL_TIMEOUT);
         let api = &self.group.api;
         let hidden = match api.health(&self.service, Read::Own, timeout).await {
-            Ok(health) if entries::shows_passing(&health.entries, &self.id) => {
+            Ok(health) if entries::shows_passing(&health.entries, &self.id, self.incarnation) => {
                 self.registered();
                 return Ok(());
             }
@@ -242,6 +244,8 @@ impl Registrar {
         }
         self.look_again();
         if self.looks >= PATIENT_LOOKS {
+            // What is listed may be the entry of a predecessor with the same id: the next beat registers again.
+            self.unknown = true;
             let text =
                 format!("{} has taken the registration but does not list it as passing", self.group.api.describe());
             self.not_seen(text);
