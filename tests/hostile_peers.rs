@@ -241,7 +241,7 @@ async fn half_a_frame_and_a_byte_at_a_time_end_in_time() {
 #[tokio::test]
 async fn floods_end_at_their_budget() {
     let scene = Scene::new().await;
-    let cancels: Vec<u8> = (1..=10_000u32)
+    let cancels: Vec<u8> = (1..=100_000u32)
         .flat_map(|n| [unary((n % 60_000 + 1) << 16, "wait"), frame(CANCEL, 0, (n % 60_000 + 1) << 16, b"")].concat())
         .collect();
     let floods = [

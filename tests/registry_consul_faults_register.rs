@@ -326,3 +326,22 @@ async fn an_instance_is_registered_again_every_minute_or_so() {
     let gap = again[1].at - again[0].at;
     assert!(gap > Duration::from_secs(47) && gap < Duration::from_secs(75), "a gap of {gap:?}");
 }
+
+#[tokio::test]
+async fn an_entry_that_a_crashed_predecessor_left_is_not_taken_for_ones_own() {
+    let fake = FakeConsul::start(|request| match request.verb() {
+        "register" => Reply::text(500, "boom"),
+        "pass" => Reply::text(200, ""),
+        _ => {
+            let mut left = entry("one", 1);
+            left["Service"]["Meta"] = serde_json::json!({"picom-incarnation": "0000000000000001"});
+            Reply::list(7, &[left])
+        }
+    })
+    .await;
+    let registration = consul(&fake).register(instance("service1", "one", 1)).await.unwrap();
+    let RegistrationState::Retrying(why) = registration.state() else {
+        panic!("the registration failed, and what is listed is another process: {:?}", registration.state())
+    };
+    assert!(why.contains("does not list it"), "{why}");
+}

@@ -97,12 +97,12 @@ pub(super) fn parse(entries: Vec<Value>) -> Parsed {
     Parsed { endpoints: newest.into_values().map(|(_, endpoint)| endpoint).collect(), rejected }
 }
 
-/// Whether the list holds the instance `id` of this very process, with no check of its own that fails. A process that
-/// crashed may have left an entry with the same id.
+/// Whether the list holds the instance `id`, with no check of its own that fails, and not as another process left it: one
+/// that crashed may have had the same id.
 pub(super) fn shows_passing(entries: &[Value], id: &str, incarnation: u64) -> bool {
     let ours = |entry: &&Value| {
         let meta = entry["Service"]["Meta"][INCARNATION].as_str();
-        meta.and_then(|hex| u64::from_str_radix(hex, 16).ok()) == Some(incarnation)
+        meta.is_none_or(|hex| u64::from_str_radix(hex, 16) == Ok(incarnation))
     };
     entries.iter().find(|entry| entry["Service"]["ID"] == id).filter(ours).is_some()
         && find(entries, id)
