@@ -32,7 +32,7 @@ impl Calculator for Calc {
 #[tokio::main]
 async fn main() -> Result<(), Status> {
     let service1 = Picom::new("service1");
-    service1.expose(CalculatorServer::new(Calc)).await?; // now it listens, is registered and can be found
+    service1.expose(CalculatorServer::new(Calc)).await?; // listens and is registered; without Consul it keeps trying
 
     let service2 = Picom::new("service2");
     let calc: CalculatorClient = service2.client("service1");

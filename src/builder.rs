@@ -223,7 +223,8 @@ fn default_registry() -> Result<Arc<dyn Registry>, RegistryError> {
     static SAID: Once = Once::new();
     match std::env::var(REGISTRY_VARIABLE) {
         Ok(url) if !url.is_empty() => {
-            let registry = registry::from_url(&url)?;
+            let registry = registry::from_url(&url)
+                .map_err(|error| RegistryError::Settings(format!("{REGISTRY_VARIABLE}: {error}")))?;
             SAID.call_once(|| {
                 tracing::info!(registry = registry.describe(), "{REGISTRY_VARIABLE} chooses the registry")
             });
@@ -236,7 +237,10 @@ fn default_registry() -> Result<Arc<dyn Registry>, RegistryError> {
 
 #[cfg(feature = "consul")]
 fn consul() -> Result<Arc<dyn Registry>, RegistryError> {
-    Ok(Arc::new(registry::Consul::from_env()?))
+    let consul = registry::Consul::from_env().map_err(|error| {
+        RegistryError::Settings(format!("{error} (from the environment, see CONSUL_HTTP_ADDR and its like)"))
+    })?;
+    Ok(Arc::new(consul))
 }
 
 #[cfg(not(feature = "consul"))]

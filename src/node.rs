@@ -21,11 +21,15 @@ use crate::status::Status;
 
 /// One process's part in the system. Cheap to clone; all clones are the same node.
 ///
-/// A node that exposes nothing is a client and registers nothing.
+/// A node that exposes nothing is a client and registers nothing. Dropping the last clone of a node that exposes something
+/// takes that back at once and cuts running calls; [`Picom::end`] is the proper way to leave.
 #[derive(Clone)]
 pub struct Picom {
     inner: Arc<Inner>,
 }
+
+/// How long a service that only calls by name have named is watched after the last of them.
+const FORGET_AFTER: Duration = Duration::from_secs(600);
 
 /// How long `end()` waits for a registry that does not answer: it forgets the instance by itself, running calls matter more,
 /// and many supervisors kill after 10 s.
@@ -38,6 +42,14 @@ struct Inner {
     registry: Result<Arc<dyn Registry>, RegistryError>,
     pools: Mutex<HashMap<Arc<str>, Arc<Pool>>>,
     exposed: tokio::sync::Mutex<Option<Exposing>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.exposed.get_mut().is_some() {
+            tracing::warn!(service = %self.name, "the node was dropped without `end()`; what it exposed is gone");
+        }
+    }
 }
 
 struct Exposing {
@@ -166,8 +178,11 @@ impl Picom {
     pub fn channel(&self, service: &str) -> Channel {
         let mut pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get(service) {
+            pool.touch();
             return Channel::new(Arc::clone(pool));
         }
+        // What no client holds and no call has named for long is forgotten, and with it the watch in the registry.
+        pools.retain(|_, pool| Arc::strong_count(pool) > 1 || pool.unused() < FORGET_AFTER);
         let service: Arc<str> = service.into();
         let identity = Identity {
             service: Arc::clone(&service),

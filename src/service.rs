@@ -87,6 +87,14 @@ impl<E: DeserializeOwned + Send + 'static> Failure for CallError<E> {
     }
 }
 
+impl Status {
+    /// The method's own error, for callers by name that know its type; `None` if the failure is another one, or the error of
+    /// another type.
+    pub fn application_error<E: DeserializeOwned + 'static>(&self) -> Option<E> {
+        self.details().and_then(|details| message::decode(details).ok())
+    }
+}
+
 /// What a panic said, if it said it in text.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     panic

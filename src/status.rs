@@ -392,6 +392,16 @@ impl<E> From<Status> for CallError<E> {
     }
 }
 
+/// For handlers that pass the failure of an inner call on: an application error becomes [`Code::Unknown`] with its text.
+impl<E: fmt::Debug> From<CallError<E>> for Status {
+    fn from(error: CallError<E>) -> Self {
+        match error {
+            CallError::App(error) => Self::unknown(format!("{error:?}")),
+            CallError::Rpc(status) => status,
+        }
+    }
+}
+
 impl<E: fmt::Debug> fmt::Display for CallError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

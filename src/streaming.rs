@@ -5,12 +5,14 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use futures::Stream;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 
+use crate::metadata::Metadata;
 use crate::status::Status;
 
 /// Items that [`channel`] holds before `send` waits.
@@ -22,12 +24,25 @@ const CHANNEL_CAPACITY: usize = 64;
 /// `None` for ever. Dropping it gives the rest up: in a client the call is cancelled. Cancel safe.
 pub struct Streaming<T, E = Status> {
     items: Option<BoxStream<'static, Result<T, E>>>,
+    metadata: Option<Arc<OnceLock<Metadata>>>,
 }
 
 impl<T, E> Streaming<T, E> {
     /// Wraps any stream of results.
     pub fn new(items: impl Stream<Item = Result<T, E>> + Send + 'static) -> Self {
-        Self { items: Some(Box::pin(items)) }
+        Self { items: Some(Box::pin(items)), metadata: None }
+    }
+
+    /// The same, with metadata that comes with the first item.
+    pub(crate) fn with_metadata(mut self, metadata: Arc<OnceLock<Metadata>>) -> Self {
+        self.metadata = Some(metadata);
+        self
+    }
+
+    /// What the server sent beside its answer; known once the first item or the end has come, `None` before, and always `None`
+    /// for a stream that no call returned.
+    pub fn metadata(&self) -> Option<&Metadata> {
+        self.metadata.as_ref().and_then(|metadata| metadata.get())
     }
 
     /// The next item, `None` at the end. Cancel safe.

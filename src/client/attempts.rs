@@ -291,7 +291,7 @@ impl<A: Arguments> Attempts<A> {
     pub(super) fn failed(&self, target: Option<&Arc<Target>>, status: Status) -> Failed {
         let service = &self.pool.identity.service;
         let most = self.settled.max_attempts.max(self.settled.max_failovers).min(MAX_ATTEMPTS);
-        let mut status = status.with_call(service, &self.method.shared_name()).with_attempts(self.count, most);
+        let mut status = status.with_call(service, &self.method.shown()).with_attempts(self.count, most);
         if let Some(target) = target {
             status = status.with_endpoint(target.name());
         }

@@ -45,9 +45,12 @@ impl Method {
         }
     }
 
-    pub(super) fn shared_name(&self) -> Arc<str> {
+    /// The name for errors.
+    pub(super) fn shown(&self) -> Arc<str> {
         match self {
             Self::Described(method) => method.name.as_ref().into(),
+            // Errors are one line, whatever the name is.
+            Self::Named(name) if name.chars().any(char::is_control) => name.escape_debug().to_string().into(),
             Self::Named(name) => Arc::clone(name),
         }
     }
@@ -332,7 +335,8 @@ impl CallInfo {
         self.elapsed
     }
 
-    /// What the server sent beside its answer; for a stream, nothing has come when it opens.
+    /// What the server sent beside its answer. A stream opens before anything has come: ask
+    /// [`Streaming::metadata`](crate::Streaming::metadata) for its own.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }

@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -37,6 +38,7 @@ pub(crate) struct Pool {
     watch: OnceLock<(Watch, Instant)>,
     set: RwLock<Arc<Set>>,
     balance: Box<dyn Balance>,
+    used: Mutex<Instant>,
 }
 
 /// The targets made from one snapshot.
@@ -58,7 +60,18 @@ impl Pool {
             watch: OnceLock::new(),
             set: RwLock::new(Arc::new(nothing)),
             balance: Box::new(RoundRobin::new()),
+            used: Mutex::new(Instant::now()),
         }
+    }
+
+    /// Notes that somebody has asked for it.
+    pub(crate) fn touch(&self) {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// For how long nobody has asked for it.
+    pub(crate) fn unused(&self) -> Duration {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     pub(crate) fn service(&self) -> &str {

@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use super::call::CallInfo;
 use super::stream::Attempt;
 use crate::body::BodyError;
 use crate::message;
+use crate::metadata::Metadata;
 use crate::service::Failure;
 use crate::status::{Execution, Status};
 use crate::streaming::Streaming;
@@ -93,7 +95,7 @@ impl<T: DeserializeOwned + Send + 'static> Response for First<T> {
                 return Err(attempts.failed(Some(attempt.target()), status).into_error());
             }
         }
-        let value = decode(&attempts, &attempt, &message)?;
+        let value = decode::<T, A, Status>(&attempts, &attempt, &message)?;
         Ok((value, info(&attempts, &attempt)))
     }
 }
@@ -116,7 +118,7 @@ impl<T: DeserializeOwned + Send + 'static> Response for All<T> {
                 let status = Status::resource_exhausted(text).with_execution(Execution::Done);
                 return Err(attempts.failed(Some(attempt.target()), status).into_error());
             }
-            items.push(decode(&attempts, &attempt, &bytes)?);
+            items.push(decode::<T, A, Status>(&attempts, &attempt, &bytes)?);
             message = match attempt.message().await {
                 Some(Ok(bytes)) => Some(bytes),
                 None => None,
@@ -140,13 +142,15 @@ impl<T: DeserializeOwned + Send + 'static, E: Failure> Response for Items<T, E> 
     async fn receive<A: Arguments>(mut attempts: Attempts<A>, _limit: usize) -> Result<(Self::Output, CallInfo), E> {
         let attempt = attempts.start().await.map_err(Failed::into_error::<E>)?;
         let info = info(&attempts, &attempt);
+        let metadata = Arc::default();
         let items = ItemStream {
             state: ItemState::Open(attempt),
             attempts: Some(attempts),
             begun: false,
+            metadata: Arc::clone(&metadata),
             item: PhantomData::<fn() -> (T, E)>,
         };
-        Ok((Streaming::new(items), info))
+        Ok((Streaming::new(items).with_metadata(metadata), info))
     }
 }
 
@@ -179,7 +183,7 @@ async fn first<A: Arguments>(attempts: &mut Attempts<A>) -> Result<(Option<Bytes
 
 /// The error of a call that fails after its first message, where no other attempt is possible.
 async fn give_up<A: Arguments>(attempts: &mut Attempts<A>, attempt: Attempt, error: BodyError) -> Failed {
-    let target = std::sync::Arc::clone(attempt.target());
+    let target = Arc::clone(attempt.target());
     match attempts.after(attempt, error).await {
         Err(failed) => failed,
         // An answer that has begun is never tried again, so this is a contradiction in the rules.
@@ -208,6 +212,7 @@ struct ItemStream<A, T, E> {
     /// `None` only while they are away in [`ItemState::Starting`].
     attempts: Option<Attempts<A>>,
     begun: bool,
+    metadata: Arc<OnceLock<Metadata>>,
     item: PhantomData<fn() -> (T, E)>,
 }
 
@@ -240,9 +245,14 @@ impl<A: Arguments, T: DeserializeOwned + 'static, E: Failure> Stream for ItemStr
                 }
                 ItemState::Open(attempt) => {
                     let Some(attempts) = &this.attempts else { return Poll::Ready(None) };
-                    match ready!(attempt.poll_message(cx)) {
+                    let message = ready!(attempt.poll_message(cx));
+                    if !this.begun && !matches!(message, Some(Err(_))) {
+                        this.begun = true;
+                        // Set once: only the first message or the end comes here.
+                        let _ = this.metadata.set(attempt.metadata());
+                    }
+                    match message {
                         Some(Ok(message)) => {
-                            this.begun = true;
                             let item = decode(attempts, attempt, &message);
                             return Poll::Ready(Some(item));
                         }

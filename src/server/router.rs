@@ -43,6 +43,12 @@ impl Router {
                         name.len()
                     )));
                 }
+                if name.chars().any(char::is_control) {
+                    let shown = name.escape_debug();
+                    return Err(Status::invalid_argument(format!(
+                        "method name `{shown}`: a name has no control characters"
+                    )));
+                }
                 let route = Route {
                     service: Arc::clone(service),
                     method: index,
@@ -82,6 +88,8 @@ impl Router {
             .keys()
             .map(|known| (strsim::jaro_winkler(known, name), known))
             .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)));
+        // What a caller sends may be anything, and this goes into logs.
+        let name = name.escape_debug();
         let message = match nearest {
             Some((alike, known)) if alike >= ALIKE => {
                 format!("{service} has no method `{name}`; the nearest is `{known}`")
