@@ -17,9 +17,9 @@ use support::work::{Journal, WorkClient};
 use support::{eventually, passing};
 use tokio::time::Instant;
 
-/// After so long a silence a peer with calls open counts as dead.
+/// Within so long a silence a peer with calls open is noticed to be dead.
 const SILENCE: Duration = Duration::from_secs(6);
-/// What a busy machine may add.
+/// What a machine that builds something at the same time may add.
 const SLACK: Duration = Duration::from_millis(500);
 
 #[test]
