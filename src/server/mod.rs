@@ -5,11 +5,11 @@
 
 mod accept;
 mod answer;
-#[cfg(test)]
-mod broken_io_tests;
 mod connections;
 mod dispatch;
 mod incoming;
+#[cfg(test)]
+mod io_tests;
 mod router;
 
 use std::io;

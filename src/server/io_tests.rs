@@ -1,13 +1,13 @@
-//! Connections whose I/O fails at the worst moment, which sockets do too rarely to wait for.
+//! Connections whose I/O is watched, and fails at the worst moment, which sockets do too rarely to wait for.
 //!
-//! Owns a pipe that can be told to fail. Look next at [`crate::transport::link`] and [`crate::transport::driver`], which must
+//! Owns a pipe that counts and can be told to fail. Look next at [`crate::transport::link`] and [`crate::transport::driver`], which must
 //! tell the truth about what was sent, and lose nothing that came.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -41,6 +41,9 @@ struct Will {
     /// The connection is lost while a write is under way, right after its bytes were handed over.
     lost_in_write: AtomicBool,
     link: OnceLock<Weak<Link>>,
+    /// How often something was read, and written.
+    reads: AtomicUsize,
+    writes: AtomicUsize,
 }
 
 struct Reading(Box<dyn AsyncRead + Send + Unpin>, Arc<Will>);
@@ -51,7 +54,9 @@ impl AsyncRead for Reading {
         if self.1.held.load(Ordering::SeqCst) {
             return Poll::Pending;
         }
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        let read = Pin::new(&mut self.0).poll_read(cx, buffer);
+        self.1.reads.fetch_add(usize::from(read.is_ready()), Ordering::SeqCst);
+        read
     }
 }
 
@@ -66,6 +71,7 @@ impl WriteHalf for Writing {
             return Ok(slices.iter().map(|slice| slice.len()).sum());
         }
         let written = self.0.try_write(slices)?;
+        self.1.writes.fetch_add(1, Ordering::SeqCst);
         if self.1.lost_in_write.load(Ordering::SeqCst) {
             self.1.link.get().and_then(Weak::upgrade).unwrap().lost(&Arc::new(Error::Closed));
         }
@@ -170,4 +176,37 @@ async fn closing_does_not_wait_for_a_peer_that_is_frozen() {
     let error = task.await.unwrap();
     assert_eq!(*error, Error::Closed);
     assert!(begun.elapsed() <= Duration::from_secs(1), "the connection stayed for {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_call_alone_is_one_write_and_one_read() {
+    let (_server, link, will, _) = connected().await;
+    assert_eq!(answer(&link, open(&link)).await, Ok(vec![7]));
+    settled().await;
+    let before = [will.writes.load(Ordering::SeqCst), will.reads.load(Ordering::SeqCst)];
+    for n in 1..=10 {
+        assert_eq!(answer(&link, open(&link)).await, Ok(vec![7]));
+        settled().await;
+        let after = [will.writes.load(Ordering::SeqCst), will.reads.load(Ordering::SeqCst)];
+        assert_eq!(after, [before[0] + n, before[1] + n], "writes and reads of {n} calls");
+    }
+}
+
+#[tokio::test]
+async fn calls_made_together_leave_and_are_answered_together() {
+    let (_server, link, will, _) = connected().await;
+    assert_eq!(answer(&link, open(&link)).await, Ok(vec![7]));
+    settled().await;
+    let before = [will.writes.load(Ordering::SeqCst), will.reads.load(Ordering::SeqCst)];
+    let calls = (0..100).map(|_| {
+        let link = Arc::clone(&link);
+        tokio::spawn(async move { answer(&link, open(&link)).await })
+    });
+    for call in futures::future::join_all(calls).await {
+        assert_eq!(call.unwrap(), Ok(vec![7]));
+    }
+    let writes = will.writes.load(Ordering::SeqCst) - before[0];
+    let reads = will.reads.load(Ordering::SeqCst) - before[1];
+    // The first is alone and leaves at once; the others go together.
+    assert!(writes <= 3 && reads <= 3, "100 calls took {writes} writes and {reads} reads");
 }
