@@ -15,6 +15,7 @@ use picom::registry::Fixed;
 use picom::{Builder, Bytes, Code, Context, Execution, Methods, Picom, Status, Streaming};
 use support::nodes::{Pair, SERVICE, pair};
 use support::peer::{ANSWER, CALL, CLOSE, DRAIN, END, Hello, Peer, Scripted, frame, message, nobody};
+use support::proxy::Proxy;
 use tokio::time::{Instant, timeout};
 
 /// A server whose calls are counted.
@@ -318,6 +319,12 @@ async fn a_call_can_be_tied_to_an_endpoint() {
         let (_, info) = client.fetch::<u64>(SERVICE, "once", ()).on(second.addr()).with_info().await.unwrap();
         assert_eq!(info.endpoint(), second.addr());
         assert_eq!((first.ran(), second.ran()), (0, n));
+    }
+    let unlisted = good().await;
+    let proxy = Proxy::start(unlisted.addr()).await;
+    for n in 1..=5 {
+        client.fetch::<u64>(SERVICE, "once", ()).on(proxy.addr).await.unwrap();
+        assert_eq!((unlisted.ran(), proxy.connections()), (n, 1), "calls tied to one endpoint share a connection");
     }
     let dead = nobody().await;
     let error = client.fetch::<u64>(SERVICE, "once", ()).on(dead).await.unwrap_err();

@@ -21,7 +21,6 @@ use crate::body::{BodyError, BodyReader};
 use crate::metadata::Metadata;
 use crate::options::MAX_ATTEMPTS;
 use crate::proto::{Error, Failure, Open, OpenError};
-use crate::registry::Endpoint;
 use crate::service;
 use crate::status::{Execution, Status};
 use crate::transport::link::Link;
@@ -115,10 +114,7 @@ impl<A: Arguments> Attempts<A> {
 
     async fn target(&mut self) -> Result<Arc<Target>, Failed> {
         if let Some(addr) = self.settled.on {
-            if let Some(target) = self.pool.find(addr) {
-                return Ok(target);
-            }
-            return Ok(Arc::new(Target::new(Arc::new(Endpoint::new(addr)))));
+            return Ok(self.pool.at(addr));
         }
         let picked = self.pool.pick(&self.tried, self.settled.deadline).await;
         picked.map_err(|status| self.failed(None, status))

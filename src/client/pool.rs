@@ -3,7 +3,7 @@
 //! Owns the watch of the service, the targets and the waiting for a first one. It must never make a call. Look next at
 //! [`super::attempts`], which asks for targets, and [`super::balance`], which chooses.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::call::at;
 use super::retry::Budget;
 use super::target::Target;
 use crate::options::Options;
-use crate::registry::{Endpoints, Freshness, Registry, RegistryError, Watch};
+use crate::registry::{Endpoint, Endpoints, Freshness, Registry, RegistryError, Watch};
 use crate::status::{Execution, Status};
 use crate::transport::link::Link;
 
@@ -28,6 +28,9 @@ pub(crate) struct Identity {
     pub(crate) options: Options,
 }
 
+/// Most endpoints outside the registry's list whose connections are kept.
+const MAX_UNLISTED: usize = 64;
+
 /// The endpoints of one service, with a connection each.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -39,6 +42,8 @@ pub(crate) struct Pool {
     set: RwLock<Arc<Set>>,
     balance: Box<dyn Balance>,
     used: Mutex<Instant>,
+    /// Where calls were tied to that the registry does not list, the newest last.
+    unlisted: Mutex<VecDeque<Arc<Target>>>,
 }
 
 /// The targets made from one snapshot.
@@ -61,6 +66,7 @@ impl Pool {
             set: RwLock::new(Arc::new(nothing)),
             balance: Box::new(RoundRobin::new()),
             used: Mutex::new(Instant::now()),
+            unlisted: Mutex::default(),
         }
     }
 
@@ -137,9 +143,22 @@ impl Pool {
         self.balance.pick(&set.usable, tried).and_then(|index| set.usable.get(index)).cloned()
     }
 
-    /// The target with this address, if it is one of those in use.
-    pub(super) fn find(&self, addr: SocketAddr) -> Option<Arc<Target>> {
-        self.set().usable.iter().find(|target| target.endpoint().addr == addr).cloned()
+    /// The target with this address, whether the registry lists it or not.
+    pub(super) fn at(&self, addr: SocketAddr) -> Arc<Target> {
+        let is_it = |target: &&Arc<Target>| target.endpoint().addr == addr;
+        if let Some(target) = self.set().usable.iter().find(is_it) {
+            return Arc::clone(target);
+        }
+        let mut unlisted = self.unlisted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(target) = unlisted.iter().find(is_it) {
+            return Arc::clone(target);
+        }
+        if unlisted.len() == MAX_UNLISTED {
+            unlisted.pop_front();
+        }
+        let target = Arc::new(Target::new(Arc::new(Endpoint::new(addr))));
+        unlisted.push_back(Arc::clone(&target));
+        target
     }
 
     /// Whether there is an endpoint beside `target` that the call has not tried.
