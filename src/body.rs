@@ -27,7 +27,7 @@ pub(crate) enum BodyError {
     NoRoom,
 }
 
-/// How many bytes the messages of one connection may have that are being put together from several pieces.
+/// How many bytes the arguments of one connection's calls may have that are being put together from several pieces.
 #[derive(Debug)]
 pub(crate) struct Assembly {
     used: AtomicUsize,
@@ -166,7 +166,7 @@ impl BodyReader {
         Self { link, id, cutter: Cutter::new(limit), held: 0, last: false, assembly: None, share: None, metadata: None }
     }
 
-    /// Counts messages that come in several pieces against the connection's room for them.
+    /// Counts the first message, if it comes in several pieces, against the connection's room for such.
     pub(crate) fn within(mut self, assembly: Arc<Assembly>) -> Self {
         self.assembly = Some(assembly);
         self
@@ -177,6 +177,8 @@ impl BodyReader {
         loop {
             match self.cutter.next() {
                 Some(message) => {
+                    // Only arguments are counted: they can be refused and tried elsewhere, an item of a stream cannot.
+                    self.assembly = None;
                     self.share = None;
                     return Poll::Ready(Some(message));
                 }

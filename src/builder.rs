@@ -141,8 +141,8 @@ impl Builder {
         self
     }
 
-    /// Most bytes of one connection in messages that are still being put together; the default is 64 MiB. A call beyond it is
-    /// refused as busy.
+    /// Most bytes of one connection in arguments that are still being put together; the default is 64 MiB. A call beyond it is
+    /// refused as busy. Of a streamed body at most one item of `max_message` is put together at a time.
     pub fn max_assembly(mut self, bytes: usize) -> Self {
         self.options.max_assembly = bytes;
         self

@@ -32,7 +32,7 @@ pub const MAX_CALLS: u16 = proto::MAX_CALLS;
 /// Most calls that one server runs at once, over all connections: what 64 full connections have. One more is refused as busy,
 /// so that another host takes it.
 pub const MAX_RUNNING: usize = 65_536;
-/// Most bytes that one connection may have in messages that are still being put together from many frames.
+/// Most bytes that one connection may have in arguments that are still being put together from many frames.
 pub const MAX_ASSEMBLY: usize = 64 << 20;
 /// First credit of each stream in bytes. Measured on loopback, 256 KiB reaches full bandwidth; a quarter costs two
 /// thirds of it, and four times as much brings nothing.

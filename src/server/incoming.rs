@@ -93,9 +93,8 @@ pub(super) fn body_status(error: BodyError) -> Status {
         BodyError::TooLong { len, limit } => Status::resource_exhausted(format!(
             "a message of {len} bytes in the request exceeds the limit of {limit}; raise `max_message` at the server or `max_request` of the method"
         )),
-        BodyError::NoRoom => Status::resource_exhausted(
-            "the connection has too many long messages under way; raise `max_assembly` at the server or send shorter items",
-        ),
+        // Arguments are refused where they are waited for; items are not counted.
+        BodyError::NoRoom => Status::internal("an item was counted among the arguments"),
         BodyError::Failed(Failure::Status { status, .. }) => status.into_status(),
         BodyError::Failed(Failure::Lost { error, .. }) => {
             Status::unavailable(format!("the connection was lost within the body of the request: {error}"))
