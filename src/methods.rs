@@ -58,14 +58,24 @@ impl Methods {
         Self { handlers: Vec::new(), descriptor }
     }
 
-    fn add(
-        mut self,
-        name: &str,
-        kind: Kind,
-        handler: impl Fn(Incoming) -> HandlerFuture + Send + Sync + 'static,
-    ) -> Self {
+    /// Adds a method: reads its arguments, and lets `answer` call the handler and answer.
+    fn add<H, A, R>(mut self, name: &str, kind: Kind, handler: H, answer: fn(Arc<H>, Incoming, A) -> R) -> Self
+    where
+        H: Send + Sync + 'static,
+        A: DeserializeOwned + Send + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
         self.descriptor.methods.to_mut().push(MethodDescriptor::new(Cow::Owned(name.to_owned()), kind));
-        self.handlers.push(Arc::new(handler));
+        self.handlers.push(Arc::new(move |mut call| {
+            let handler = Arc::clone(&handler);
+            Box::pin(async move {
+                match call.args() {
+                    Ok(args) => answer(handler, call, args).await,
+                    Err(status) => fail(call, status),
+                }
+            })
+        }));
         self
     }
 
@@ -86,18 +96,9 @@ impl Methods {
         T: Serialize + Send + 'static,
         E: Fault,
     {
-        let handler = Arc::new(handler);
-        self.add(name, Kind::Unary, move |mut call| {
-            let handler = Arc::clone(&handler);
-            Box::pin(async move {
-                match call.args() {
-                    Ok(args) => {
-                        let result = handler(call.context().clone(), args).await;
-                        answer(call, result);
-                    }
-                    Err(status) => fail(call, status),
-                }
-            })
+        self.add(name, Kind::Unary, handler, |handler, call, args| async move {
+            let result = handler(call.context().clone(), args).await;
+            answer(call, result);
         })
     }
 
@@ -109,18 +110,9 @@ impl Methods {
         R: Future<Output = Result<S, Status>> + Send + 'static,
         S: Stream<Item: Item<M>> + Send + 'static,
     {
-        let handler = Arc::new(handler);
-        self.add(name, Kind::ServerStreaming, move |mut call| {
-            let handler = Arc::clone(&handler);
-            Box::pin(async move {
-                match call.args() {
-                    Ok(args) => {
-                        let result = handler(call.context().clone(), args).await;
-                        answer_try_items(call, result.map(|items| items.map(Item::into_result))).await;
-                    }
-                    Err(status) => fail(call, status),
-                }
-            })
+        self.add(name, Kind::ServerStreaming, handler, |handler, call, args| async move {
+            let result = handler(call.context().clone(), args).await;
+            answer_try_items(call, result.map(|items| items.map(Item::into_result))).await;
         })
     }
 
@@ -133,19 +125,10 @@ impl Methods {
         R: Future<Output = Result<T, Status>> + Send + 'static,
         T: Serialize + Send + 'static,
     {
-        let handler = Arc::new(handler);
-        self.add(name, Kind::ClientStreaming, move |mut call| {
-            let handler = Arc::clone(&handler);
-            Box::pin(async move {
-                match call.args() {
-                    Ok(args) => {
-                        let body = call.body();
-                        let result = handler(call.context().clone(), args, body).await;
-                        answer(call, result);
-                    }
-                    Err(status) => fail(call, status),
-                }
-            })
+        self.add(name, Kind::ClientStreaming, handler, |handler, mut call, args| async move {
+            let body = call.body();
+            let result = handler(call.context().clone(), args, body).await;
+            answer(call, result);
         })
     }
 
@@ -158,19 +141,10 @@ impl Methods {
         R: Future<Output = Result<S, Status>> + Send + 'static,
         S: Stream<Item: Item<M>> + Send + 'static,
     {
-        let handler = Arc::new(handler);
-        self.add(name, Kind::Bidi, move |mut call| {
-            let handler = Arc::clone(&handler);
-            Box::pin(async move {
-                match call.args() {
-                    Ok(args) => {
-                        let body = call.body();
-                        let result = handler(call.context().clone(), args, body).await;
-                        answer_try_items(call, result.map(|items| items.map(Item::into_result))).await;
-                    }
-                    Err(status) => fail(call, status),
-                }
-            })
+        self.add(name, Kind::Bidi, handler, |handler, mut call, args| async move {
+            let body = call.body();
+            let result = handler(call.context().clone(), args, body).await;
+            answer_try_items(call, result.map(|items| items.map(Item::into_result))).await;
         })
     }
 }
