@@ -39,6 +39,7 @@ pub(crate) fn desugar(item: &mut ItemTrait) {
         method.sig.output = ReturnType::Type(Token![->](span), Box::new(Type::Verbatim(future)));
         if let Some(body) = &method.default {
             let span = at(body.span());
+            // The user wrote an `async fn`; that it is spelled out is our doing.
             method.attrs.push(parse_quote!(#[allow(clippy::manual_async_fn)]));
             let body = Expr::Verbatim(quote_spanned!(span => async move #body));
             method.default = Some(Block { brace_token: Default::default(), stmts: vec![Stmt::Expr(body, None)] });
