@@ -175,7 +175,7 @@ impl Connection {
         if flags.has(Flags::META) {
             let (metadata, len) = parse_metadata(&body).map_err(Error::protocol)?;
             body.advance(len);
-            self.events.push_back(Event::Answer { id, metadata });
+            self.events.push_back(Event::Answer { id, metadata: Box::new(metadata) });
         }
         let has_body = !body.is_empty();
         self.take_first(id, body);

@@ -29,7 +29,7 @@ pub fn answer<T: Serialize + Send + 'static, E: Fault>(mut call: Incoming, resul
         Err(error) => return fail(call, error.into_status().passed_on()),
     };
     let metadata = call.context().take_answer_metadata();
-    let metadata = (!metadata.is_empty()).then_some(&metadata);
+    let metadata = metadata.as_ref();
     if let Some(bytes) = message::as_shared_bytes(&value).filter(|bytes| pack::by_reference(bytes.len())) {
         if bytes.len() as u64 > call.max_answer() {
             return too_long(call, bytes.len());
@@ -96,7 +96,7 @@ async fn stream<T: Serialize + Send + 'static>(
     items: impl Stream<Item = Result<T, WireStatus>> + Send,
 ) {
     let metadata = call.context().take_answer_metadata();
-    call.link.start_answer(call.id, (!metadata.is_empty()).then_some(&metadata));
+    call.link.start_answer(call.id, metadata.as_ref());
     let packed = pin!(Packed::new(items, call.max_answer()));
     let sent = pack::send_all(&call.link, call.id, packed).await;
     call.answered();

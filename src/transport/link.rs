@@ -262,7 +262,7 @@ impl Link {
     pub(crate) fn fail_and_abort(&self, id: StreamId, status: &WireStatus) {
         let mut state = self.lock();
         state.proto.fail(id, status);
-        let task = state.slot(id).task.take();
+        let task = state.take_task(id);
         self.kick(state);
         if let Some(task) = task {
             task.abort();
@@ -277,7 +277,7 @@ impl Link {
     fn end<T>(&self, id: StreamId, act: impl FnOnce(&mut Connection) -> T) -> T {
         let mut state = self.lock();
         let result = act(&mut state.proto);
-        let task = if state.proto.is_open(id) { None } else { state.slot(id).task.take() };
+        let task = if state.proto.is_open(id) { None } else { state.take_task(id) };
         self.kick(state);
         drop(task);
         result
@@ -293,7 +293,7 @@ impl Link {
 
     /// Ends the task that runs the call's handler, if there is one.
     pub(crate) fn abort_task(&self, id: StreamId) {
-        let task = self.lock().slot(id).task.take();
+        let task = self.lock().take_task(id);
         if let Some(task) = task {
             task.abort();
         }
