@@ -106,6 +106,9 @@ impl State {
     /// Takes the wakers of everyone for whom something has happened. Whatever queues or ends something must do this before
     /// the lock is given up: the machine says a thing once. What concerns the driver waits for it in `events`.
     pub(super) fn take_wakers(&mut self, wakers: &mut Vec<Waker>) {
+        if !self.proto.has_events() && self.slot_waiters.is_empty() {
+            return;
+        }
         while let Some(event) = self.poll_event(wakers) {
             self.events.push_back(event);
         }
