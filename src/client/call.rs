@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -22,6 +23,7 @@ use super::body::{Body, IntoBody};
 use super::pool::Pool;
 use super::response::{All, Begun, First, Response, WithInfo};
 use super::stream::Attempt;
+use crate::body::BodyError;
 use crate::context::Context;
 use crate::descriptor::MethodDescriptor;
 use crate::metadata::Metadata;
@@ -303,7 +305,7 @@ enum Stage<A: Arguments, R: Response> {
     New(Call<A, R>),
     Asked {
         attempts: Attempts<A>,
-        attempt: Attempt,
+        attempt: Option<Attempt>,
         limit: usize,
     },
     /// Everything else.
@@ -318,15 +320,26 @@ impl<A: Arguments, R: Response> CallFuture<A, R> {
     /// Begins the call. `Err` is how it failed.
     fn begin(&mut self, call: Call<A, R>, cx: &TaskContext<'_>) -> Result<(), R::Error> {
         let now = Instant::now();
-        let (mut attempts, limit, problem) = call.settle(now);
+        let (attempts, limit, problem) = call.settle(now);
         if let Some(problem) = problem {
             return Err(attempts.failed(None, problem.with_execution(Execution::Never)).into_error());
         }
-        self.0 = match R::ONE_MESSAGE.then(|| attempts.start_now(now, cx)).flatten() {
-            Some(attempt) => Stage::Asked { attempts, attempt, limit },
-            None => Stage::General(Box::pin(general::<A, R>(attempts, None, limit))),
-        };
+        // Built where it stays: it is too large to be moved about for nothing.
+        self.0 = Stage::Asked { attempts, attempt: None, limit };
+        if let Stage::Asked { attempts, attempt, .. } = &mut self.0 {
+            *attempt = R::ONE_MESSAGE.then(|| attempts.start_now(now, cx)).flatten();
+            if attempt.is_none() {
+                self.go_general(None);
+            }
+        }
         Ok(())
+    }
+
+    /// Leaves the short way, with what was read on it.
+    fn go_general(&mut self, message: Option<Option<Result<Bytes, BodyError>>>) {
+        let Stage::Asked { attempts, attempt, limit } = std::mem::replace(&mut self.0, Stage::Done) else { return };
+        let begun = attempt.zip(message).map(|(attempt, message)| Begun { attempt, message });
+        self.0 = Stage::General(Box::pin(general::<A, R>(attempts, begun, limit)));
     }
 }
 
@@ -353,19 +366,17 @@ impl<A: Arguments, R: Response> Future for CallFuture<A, R> {
                 return Poll::Pending;
             }
         }
-        if let Stage::Asked { attempts, attempt, .. } = &mut self.0 {
+        if let Stage::Asked { attempts, attempt: Some(attempt), .. } = &mut self.0 {
             let message = ready!(attempt.poll_message(cx));
-            let whole = match &message {
+            let output = match &message {
                 Some(Ok(message)) if attempt.is_over() => R::whole(attempts, attempt, message),
                 _ => None,
             };
-            let Stage::Asked { attempts, attempt, limit } = std::mem::replace(&mut self.0, Stage::Done) else {
-                unreachable!("the stage was looked at just now");
-            };
-            if let Some(output) = whole {
+            if let Some(output) = output {
+                self.0 = Stage::Done;
                 return Poll::Ready(output);
             }
-            self.0 = Stage::General(Box::pin(general::<A, R>(attempts, Some(Begun { attempt, message }), limit)));
+            self.go_general(Some(message));
         }
         match &mut self.0 {
             Stage::General(future) => {
