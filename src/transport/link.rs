@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -61,6 +62,8 @@ pub(crate) struct Link {
     state: Mutex<State>,
     write: Box<dyn WriteHalf>,
     phase: watch::Sender<Phase>,
+    /// The phase is [`Phase::Ready`].
+    usable: AtomicBool,
     remote: Option<SocketAddr>,
 }
 
@@ -76,7 +79,13 @@ pub(super) enum Flush {
 
 impl Link {
     pub(super) fn new(proto: Connection, write: Box<dyn WriteHalf>, remote: Option<SocketAddr>) -> Self {
-        Self { state: Mutex::new(State::new(proto)), write, phase: watch::Sender::new(Phase::Handshaking), remote }
+        Self {
+            state: Mutex::new(State::new(proto)),
+            write,
+            phase: watch::Sender::new(Phase::Handshaking),
+            usable: AtomicBool::new(false),
+            remote,
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -95,12 +104,13 @@ impl Link {
     }
 
     pub(super) fn set_phase(&self, phase: Phase) {
+        self.usable.store(matches!(phase, Phase::Ready), Ordering::Release);
         self.phase.send_replace(phase);
     }
 
     /// Whether calls can be made on it now.
     pub(crate) fn is_usable(&self) -> bool {
-        matches!(*self.phase.borrow(), Phase::Ready)
+        self.usable.load(Ordering::Acquire)
     }
 
     /// What the other side said in its hello.
@@ -115,16 +125,21 @@ impl Link {
 
     // ---- calls
 
-    /// Opens a call whose first message `encode` writes straight into the send buffer.
+    /// Opens a call whose first message `encode` writes straight into the send buffer. `reader` is woken when its answer can
+    /// be read.
     pub(crate) fn open<E>(
         &self,
         head: Open<'_>,
         now: Instant,
+        reader: Option<&Waker>,
         encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
     ) -> Result<StreamId, OpenError<E>> {
         let mut state = self.lock();
         let id = state.proto.open(head, now, encode)?;
-        state.forget_wakers(id);
+        let slot = state.slot(id);
+        slot.reader = reader.cloned();
+        slot.writer = None;
+        slot.metadata = None;
         self.kick(state);
         Ok(id)
     }

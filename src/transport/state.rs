@@ -84,15 +84,6 @@ impl State {
         &mut self.slots[index]
     }
 
-    /// Begins a new call in its place.
-    pub(super) fn forget_wakers(&mut self, id: StreamId) {
-        if let Some(slot) = self.slots.get_mut(usize::from(id.slot())) {
-            slot.reader = None;
-            slot.writer = None;
-            slot.metadata = None;
-        }
-    }
-
     /// Whether the kernel may take something.
     pub(super) fn can_write(&self) -> bool {
         !self.blocked && self.write_error.is_none()
