@@ -159,11 +159,23 @@ pub(crate) struct BodyReader {
     share: Option<Share>,
     /// What came with the beginning of an answer.
     metadata: Option<Box<Metadata>>,
+    /// What somebody else has read already.
+    read: Option<Box<Read>>,
 }
 
 impl BodyReader {
     pub(crate) fn new(link: Arc<Link>, id: StreamId, limit: usize) -> Self {
-        Self { link, id, cutter: Cutter::new(limit), held: 0, last: false, assembly: None, share: None, metadata: None }
+        Self {
+            link,
+            id,
+            cutter: Cutter::new(limit),
+            held: 0,
+            last: false,
+            assembly: None,
+            share: None,
+            metadata: None,
+            read: None,
+        }
     }
 
     /// Reads a body that is all there.
@@ -177,6 +189,13 @@ impl BodyReader {
     /// Counts the first message, if it comes in several pieces, against the connection's room for such.
     pub(crate) fn within(mut self, assembly: Arc<Assembly>) -> Self {
         self.assembly = Some(assembly);
+        self
+    }
+
+    /// Goes on after what was read from the connection, and came with it.
+    pub(crate) fn after(mut self, read: Read, metadata: Option<Box<Metadata>>) -> Self {
+        self.read = Some(Box::new(read));
+        self.metadata = metadata;
         self
     }
 
@@ -201,7 +220,11 @@ impl BodyReader {
                 }
             }
             let release = std::mem::take(&mut self.held);
-            match self.link.poll_read(self.id, release, &mut self.metadata, cx) {
+            let read = match self.read.take() {
+                Some(read) => Poll::Ready(*read),
+                None => self.link.poll_read(self.id, release, &mut self.metadata, cx),
+            };
+            match read {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Read::Pending) => return Poll::Pending,
                 Poll::Ready(Read::Chunk { bytes, last }) => {

@@ -16,7 +16,7 @@ use super::body::Body;
 use super::call::Method;
 use super::pool::Pool;
 use super::retry::{self, Class};
-use super::stream::Attempt;
+use super::stream::{Asked, Attempt};
 use super::target::Target;
 use crate::body::{BodyError, BodyReader};
 use crate::metadata::Metadata;
@@ -35,7 +35,7 @@ pub(super) struct Settled {
     pub(super) idle: Option<Duration>,
     pub(super) metadata: Option<Box<Metadata>>,
     pub(super) idempotent: bool,
-    pub(super) on: Option<SocketAddr>,
+    pub(super) on: Option<Box<SocketAddr>>,
     pub(super) max_attempts: u32,
     /// Attempts that a call which never ran may have, if that is more: see [`super::call`].
     pub(super) max_failovers: u32,
@@ -97,9 +97,9 @@ impl<A: Arguments> Attempts<A> {
         self.started.elapsed()
     }
 
-    /// The first attempt, open, if that takes no waiting; then whoever polls with `cx` is woken when its answer can be read.
+    /// Opens the first attempt if that takes no waiting; then whoever polls with `cx` is woken when its answer can be read.
     /// `None` means that [`Attempts::start`] has to do it, or to say why not.
-    pub(super) fn start_now(&mut self, now: Instant, cx: &TaskContext<'_>) -> Option<Attempt> {
+    pub(super) fn start_now(&mut self, now: Instant, cx: &TaskContext<'_>) -> Option<Asked> {
         if self.settled.on.is_some() || self.settled.deadline.is_some_and(|deadline| deadline <= now) {
             return None;
         }
@@ -111,14 +111,18 @@ impl<A: Arguments> Attempts<A> {
         };
         let id = link.open(self.head(0), now.into_std(), Some(cx.waker()), |out| self.args.encode(out)).ok()?;
         self.count = 1;
-        Some(self.opened(target, link, id))
+        self.pump(&link, id);
+        Some(Asked::new(link, id, target))
     }
 
-    fn opened(&self, target: Arc<Target>, link: Arc<Link>, id: StreamId) -> Attempt {
+    fn pump(&self, link: &Arc<Link>, id: StreamId) {
         if let Some(body) = &self.body {
-            body.pump(Arc::clone(&link), id);
+            body.pump(Arc::clone(link), id);
         }
-        Attempt::new(BodyReader::new(link, id, self.settled.max_response), target)
+    }
+
+    pub(super) fn max_response(&self) -> usize {
+        self.settled.max_response
     }
 
     fn head(&self, attempt: u8) -> Open<'_> {
@@ -151,8 +155,8 @@ impl<A: Arguments> Attempts<A> {
     }
 
     async fn target(&mut self) -> Result<Arc<Target>, Failed> {
-        if let Some(addr) = self.settled.on {
-            return Ok(self.pool.at(addr));
+        if let Some(addr) = &self.settled.on {
+            return Ok(self.pool.at(**addr));
         }
         if let Some(target) = self.chosen.take() {
             return Ok(target);
@@ -189,7 +193,10 @@ impl<A: Arguments> Attempts<A> {
             }
             let head = self.head(u8::try_from(self.count - 1).unwrap_or(u8::MAX));
             let error = match link.open(head, Instant::now().into_std(), None, |out| self.args.encode(out)) {
-                Ok(id) => return Ok(Some(self.opened(target, link, id))),
+                Ok(id) => {
+                    self.pump(&link, id);
+                    return Ok(Some(Attempt::new(BodyReader::new(link, id, self.settled.max_response), target)));
+                }
                 Err(error) => error,
             };
             let status = match error {

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -21,9 +20,8 @@ use super::args::Arguments;
 use super::attempts::{Attempts, Settled};
 use super::body::{Body, IntoBody};
 use super::pool::Pool;
-use super::response::{All, Begun, First, Response, WithInfo};
-use super::stream::Attempt;
-use crate::body::BodyError;
+use super::response::{All, First, Response, WithInfo};
+use super::stream::{Answer, Asked, Attempt};
 use crate::context::Context;
 use crate::descriptor::MethodDescriptor;
 use crate::metadata::Metadata;
@@ -243,7 +241,7 @@ impl<A: Arguments, R: Response> Call<A, R> {
             idle: if streams { own.idle.or(options.stream_idle).filter(|idle| *idle != Duration::MAX) } else { None },
             metadata: None,
             idempotent: own.idempotent || described.is_some_and(|method| method.idempotent),
-            on: own.on,
+            on: own.on.map(Box::new),
             max_attempts: if chained { 1 } else { retries.saturating_add(1) },
             max_failovers: if chained { 2.min(retries.saturating_add(1)) } else { retries.saturating_add(1) },
             max_response: described.and_then(|method| method.max_response).unwrap_or(options.max_message),
@@ -283,7 +281,7 @@ impl<A: Arguments, R: Response> IntoFuture for Call<A, R> {
     type IntoFuture = CallFuture<A, R>;
 
     fn into_future(self) -> CallFuture<A, R> {
-        CallFuture(Stage::New(self))
+        CallFuture(Stage::New(Some(self)))
     }
 }
 
@@ -302,10 +300,11 @@ pub struct CallFuture<A: Arguments, R: Response>(Stage<A, R>);
 /// How far a call is. The common case allocates nothing: a connection is there, and the answer is one message.
 #[allow(clippy::large_enum_variant, reason = "a box for the common case is what it spares")]
 enum Stage<A: Arguments, R: Response> {
-    New(Call<A, R>),
+    /// Taken out only to be made.
+    New(Option<Call<A, R>>),
     Asked {
         attempts: Attempts<A>,
-        attempt: Option<Attempt>,
+        asked: Option<Asked>,
         limit: usize,
     },
     /// Everything else.
@@ -325,27 +324,27 @@ impl<A: Arguments, R: Response> CallFuture<A, R> {
             return Err(attempts.failed(None, problem.with_execution(Execution::Never)).into_error());
         }
         // Built where it stays: it is too large to be moved about for nothing.
-        self.0 = Stage::Asked { attempts, attempt: None, limit };
-        if let Stage::Asked { attempts, attempt, .. } = &mut self.0 {
-            *attempt = R::ONE_MESSAGE.then(|| attempts.start_now(now, cx)).flatten();
-            if attempt.is_none() {
+        self.0 = Stage::Asked { attempts, asked: None, limit };
+        if let Stage::Asked { attempts, asked, .. } = &mut self.0 {
+            *asked = R::ONE_MESSAGE.then(|| attempts.start_now(now, cx)).flatten();
+            if asked.is_none() {
                 self.go_general(None);
             }
         }
         Ok(())
     }
 
-    /// Leaves the short way, with what was read on it.
-    fn go_general(&mut self, message: Option<Option<Result<Bytes, BodyError>>>) {
-        let Stage::Asked { attempts, attempt, limit } = std::mem::replace(&mut self.0, Stage::Done) else { return };
-        let begun = attempt.zip(message).map(|(attempt, message)| Begun { attempt, message });
-        self.0 = Stage::General(Box::pin(general::<A, R>(attempts, begun, limit)));
+    /// Leaves the short way, with the attempt that was begun on it.
+    fn go_general(&mut self, begun: Option<Attempt>) {
+        if let Stage::Asked { attempts, limit, .. } = std::mem::replace(&mut self.0, Stage::Done) {
+            self.0 = Stage::General(Box::pin(general::<A, R>(attempts, begun, limit)));
+        }
     }
 }
 
 async fn general<A: Arguments, R: Response>(
     attempts: Attempts<A>,
-    begun: Option<Begun>,
+    begun: Option<Attempt>,
     limit: usize,
 ) -> Result<R::Output, R::Error> {
     R::receive(attempts, begun, limit).await.map(|(output, _)| output)
@@ -355,8 +354,8 @@ impl<A: Arguments, R: Response> Future for CallFuture<A, R> {
     type Output = Result<R::Output, R::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        if let Stage::New(_) = &self.0 {
-            if let Stage::New(call) = std::mem::replace(&mut self.0, Stage::Done) {
+        if let Stage::New(call) = &mut self.0 {
+            if let Some(call) = call.take() {
                 if let Err(error) = self.begin(call, cx) {
                     return Poll::Ready(Err(error));
                 }
@@ -366,17 +365,15 @@ impl<A: Arguments, R: Response> Future for CallFuture<A, R> {
                 return Poll::Pending;
             }
         }
-        if let Stage::Asked { attempts, attempt: Some(attempt), .. } = &mut self.0 {
-            let message = ready!(attempt.poll_message(cx));
-            let output = match &message {
-                Some(Ok(message)) if attempt.is_over() => R::whole(attempts, attempt, message),
-                _ => None,
-            };
-            if let Some(output) = output {
-                self.0 = Stage::Done;
-                return Poll::Ready(output);
+        if let Stage::Asked { attempts, asked: Some(asked), .. } = &mut self.0 {
+            match ready!(asked.poll_answer(attempts.max_response(), cx)) {
+                Answer::Other(attempt) => self.go_general(Some(attempt)),
+                Answer::Whole(message) => {
+                    let output = R::whole(attempts, asked, &message);
+                    self.0 = Stage::Done;
+                    return Poll::Ready(output);
+                }
             }
-            self.go_general(Some(message));
         }
         match &mut self.0 {
             Stage::General(future) => {

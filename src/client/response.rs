@@ -17,7 +17,8 @@ use serde::de::DeserializeOwned;
 use super::args::Arguments;
 use super::attempts::{Attempts, Failed};
 use super::call::CallInfo;
-use super::stream::Attempt;
+use super::stream::{Asked, Attempt};
+use super::target::Target;
 use crate::body::BodyError;
 use crate::message;
 use crate::metadata::Metadata;
@@ -38,30 +39,25 @@ pub trait Response: Send + 'static {
     #[doc(hidden)]
     const ONE_MESSAGE: bool = false;
 
-    /// What an answer yields that consists of this one message; `None` if it has to be received in the general way.
+    /// What an answer yields that consists of this one message.
     #[doc(hidden)]
     fn whole<A: Arguments>(
-        _attempts: &Attempts<A>,
-        _attempt: &Attempt,
+        attempts: &Attempts<A>,
+        asked: &Asked,
         _message: &Bytes,
-    ) -> Option<Result<Self::Output, Self::Error>> {
-        None
+    ) -> Result<Self::Output, Self::Error> {
+        // Not reached: only kinds that have a short way are asked.
+        let status = Status::internal("an answer of this kind is no single message").with_execution(Execution::Done);
+        Err(attempts.failed(Some(asked.target()), status).into_error())
     }
 
     /// Makes the attempts, or goes on with the one that was begun, and reads the answer.
     #[doc(hidden)]
     fn receive<A: Arguments>(
         attempts: Attempts<A>,
-        begun: Option<Begun>,
+        begun: Option<Attempt>,
         limit: usize,
     ) -> impl Future<Output = Result<(Self::Output, CallInfo), Self::Error>> + Send;
-}
-
-/// The first attempt of a call, and what was read of its answer.
-#[derive(Debug)]
-pub struct Begun {
-    pub(super) attempt: Attempt,
-    pub(super) message: Option<Result<Bytes, BodyError>>,
 }
 
 /// One message.
@@ -74,24 +70,24 @@ impl<T: DeserializeOwned + Send + 'static, E: Failure> Response for Unary<T, E> 
     const STREAMS: bool = false;
     const ONE_MESSAGE: bool = true;
 
-    fn whole<A: Arguments>(attempts: &Attempts<A>, attempt: &Attempt, message: &Bytes) -> Option<Result<T, E>> {
-        Some(decode(attempts, attempt, message))
+    fn whole<A: Arguments>(attempts: &Attempts<A>, asked: &Asked, message: &Bytes) -> Result<T, E> {
+        decode(attempts, asked.target(), message)
     }
 
     async fn receive<A: Arguments>(
         mut attempts: Attempts<A>,
-        begun: Option<Begun>,
+        begun: Option<Attempt>,
         _limit: usize,
     ) -> Result<(T, CallInfo), E> {
         let (message, attempt) = first(&mut attempts, begun).await.map_err(Failed::into_error::<E>)?;
         let value = match message {
-            Some(message) => decode::<T, A, E>(&attempts, &attempt, &message)?,
+            Some(message) => decode::<T, A, E>(&attempts, attempt.target(), &message)?,
             None => {
                 let status = Status::internal("the answer has no message").with_execution(Execution::Done);
                 return Err(attempts.failed(Some(attempt.target()), status).into_error());
             }
         };
-        Ok((value, info(&attempts, &attempt)))
+        Ok((value, info(&attempts, attempt.target(), attempt.metadata())))
     }
 }
 
@@ -105,23 +101,25 @@ impl<T: DeserializeOwned + Send + 'static> Response for First<T> {
     const STREAMS: bool = false;
     const ONE_MESSAGE: bool = true;
 
-    fn whole<A: Arguments>(attempts: &Attempts<A>, attempt: &Attempt, message: &Bytes) -> Option<Result<T, Status>> {
-        Some(decode(attempts, attempt, message))
+    fn whole<A: Arguments>(attempts: &Attempts<A>, asked: &Asked, message: &Bytes) -> Result<T, Status> {
+        decode(attempts, asked.target(), message)
     }
 
     async fn receive<A: Arguments>(
         mut attempts: Attempts<A>,
-        begun: Option<Begun>,
+        begun: Option<Attempt>,
         _limit: usize,
     ) -> Result<(T, CallInfo), Status> {
         let (message, mut attempt) = first(&mut attempts, begun).await.map_err(Failed::into_error::<Status>)?;
         let Some(message) = message else {
             // An answer without an item is nil to those who can read nil, such as `()` and `Option`.
             let nil = Bytes::from_static(&[message::NIL]);
-            return message::decode(&nil).map(|value| (value, info(&attempts, &attempt))).map_err(|_| {
-                let status = Status::not_found("the answer has no item").with_execution(Execution::Done);
-                attempts.failed(Some(attempt.target()), status).into_error()
-            });
+            return message::decode(&nil)
+                .map(|value| (value, info(&attempts, attempt.target(), attempt.metadata())))
+                .map_err(|_| {
+                    let status = Status::not_found("the answer has no item").with_execution(Execution::Done);
+                    attempts.failed(Some(attempt.target()), status).into_error()
+                });
         };
         if !attempt.is_over() {
             if let Some(more) = attempt.message().await {
@@ -135,8 +133,8 @@ impl<T: DeserializeOwned + Send + 'static> Response for First<T> {
                 return Err(attempts.failed(Some(attempt.target()), status).into_error());
             }
         }
-        let value = decode::<T, A, Status>(&attempts, &attempt, &message)?;
-        Ok((value, info(&attempts, &attempt)))
+        let value = decode::<T, A, Status>(&attempts, attempt.target(), &message)?;
+        Ok((value, info(&attempts, attempt.target(), attempt.metadata())))
     }
 }
 
@@ -151,7 +149,7 @@ impl<T: DeserializeOwned + Send + 'static> Response for All<T> {
 
     async fn receive<A: Arguments>(
         mut attempts: Attempts<A>,
-        begun: Option<Begun>,
+        begun: Option<Attempt>,
         limit: usize,
     ) -> Result<(Vec<T>, CallInfo), Status> {
         let (mut message, mut attempt) = first(&mut attempts, begun).await.map_err(Failed::into_error::<Status>)?;
@@ -162,14 +160,14 @@ impl<T: DeserializeOwned + Send + 'static> Response for All<T> {
                 let status = Status::resource_exhausted(text).with_execution(Execution::Done);
                 return Err(attempts.failed(Some(attempt.target()), status).into_error());
             }
-            items.push(decode::<T, A, Status>(&attempts, &attempt, &bytes)?);
+            items.push(decode::<T, A, Status>(&attempts, attempt.target(), &bytes)?);
             message = match attempt.message().await {
                 Some(Ok(bytes)) => Some(bytes),
                 None => None,
                 Some(Err(error)) => return Err(give_up(&mut attempts, attempt, error).await.into_error()),
             };
         }
-        Ok((items, info(&attempts, &attempt)))
+        Ok((items, info(&attempts, attempt.target(), attempt.metadata())))
     }
 }
 
@@ -185,12 +183,12 @@ impl<T: DeserializeOwned + Send + 'static, E: Failure> Response for Items<T, E> 
 
     async fn receive<A: Arguments>(
         mut attempts: Attempts<A>,
-        begun: Option<Begun>,
+        begun: Option<Attempt>,
         _limit: usize,
     ) -> Result<(Self::Output, CallInfo), E> {
         debug_assert!(begun.is_none(), "a stream has no short way");
         let attempt = attempts.start().await.map_err(Failed::into_error::<E>)?;
-        let info = info(&attempts, &attempt);
+        let info = info(&attempts, attempt.target(), attempt.metadata());
         let metadata = Arc::default();
         let items = ItemStream {
             state: ItemState::Open(attempt),
@@ -215,16 +213,16 @@ impl<R: Response> Response for WithInfo<R> {
 
     fn whole<A: Arguments>(
         attempts: &Attempts<A>,
-        attempt: &Attempt,
+        asked: &Asked,
         message: &Bytes,
-    ) -> Option<Result<Self::Output, Self::Error>> {
-        let output = R::whole(attempts, attempt, message)?;
-        Some(output.map(|output| (output, info(attempts, attempt))))
+    ) -> Result<Self::Output, Self::Error> {
+        let output = R::whole(attempts, asked, message)?;
+        Ok((output, info(attempts, asked.target(), asked.metadata())))
     }
 
     async fn receive<A: Arguments>(
         attempts: Attempts<A>,
-        begun: Option<Begun>,
+        begun: Option<Attempt>,
         limit: usize,
     ) -> Result<(Self::Output, CallInfo), R::Error> {
         let (output, info) = R::receive(attempts, begun, limit).await?;
@@ -235,18 +233,14 @@ impl<R: Response> Response for WithInfo<R> {
 /// Makes attempts until one has a first message, or an end without one.
 async fn first<A: Arguments>(
     attempts: &mut Attempts<A>,
-    mut begun: Option<Begun>,
+    mut begun: Option<Attempt>,
 ) -> Result<(Option<Bytes>, Attempt), Failed> {
     loop {
-        let Begun { attempt, message } = match begun.take() {
-            Some(begun) => begun,
-            None => {
-                let mut attempt = attempts.start().await?;
-                let message = attempt.message().await;
-                Begun { attempt, message }
-            }
+        let mut attempt = match begun.take() {
+            Some(attempt) => attempt,
+            None => attempts.start().await?,
         };
-        match message {
+        match attempt.message().await {
             Some(Ok(message)) => return Ok((Some(message), attempt)),
             None => return Ok((None, attempt)),
             Some(Err(error)) => attempts.after(attempt, error).await?,
@@ -266,18 +260,18 @@ async fn give_up<A: Arguments>(attempts: &mut Attempts<A>, attempt: Attempt, err
 
 fn decode<T: DeserializeOwned + 'static, A: Arguments, E: Failure>(
     attempts: &Attempts<A>,
-    attempt: &Attempt,
+    target: &Arc<Target>,
     message: &Bytes,
 ) -> Result<T, E> {
     message::decode(message).map_err(|error| {
         let text = format!("the answer is not of the type expected: {error}");
         let status = Status::internal(text).with_execution(Execution::Done);
-        attempts.failed(Some(attempt.target()), status).into_error()
+        attempts.failed(Some(target), status).into_error()
     })
 }
 
-fn info<A: Arguments>(attempts: &Attempts<A>, attempt: &Attempt) -> CallInfo {
-    CallInfo::new(attempt.target().endpoint().addr, attempts.count(), attempts.elapsed(), attempt.metadata())
+fn info<A: Arguments>(attempts: &Attempts<A>, target: &Target, metadata: Metadata) -> CallInfo {
+    CallInfo::new(target.endpoint().addr, attempts.count(), attempts.elapsed(), metadata)
 }
 
 struct ItemStream<A, T, E> {
@@ -326,7 +320,7 @@ impl<A: Arguments, T: DeserializeOwned + 'static, E: Failure> Stream for ItemStr
                     }
                     match message {
                         Some(Ok(message)) => {
-                            let item = decode(attempts, attempt, &message);
+                            let item = decode(attempts, attempt.target(), &message);
                             return Poll::Ready(Some(item));
                         }
                         None => {

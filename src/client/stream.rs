@@ -11,6 +11,69 @@ use bytes::Bytes;
 use super::target::Target;
 use crate::body::{BodyError, BodyReader};
 use crate::metadata::Metadata;
+use crate::proto::Read;
+use crate::transport::link::Link;
+use crate::wire::{self, StreamId};
+
+/// A call whose answer was not read yet.
+#[derive(Debug)]
+pub struct Asked {
+    link: Arc<Link>,
+    id: StreamId,
+    target: Arc<Target>,
+    metadata: Option<Box<Metadata>>,
+    /// Somebody else has the duty to cancel, or there is nothing to cancel.
+    over: bool,
+}
+
+/// What came of it.
+pub(super) enum Answer {
+    /// The whole answer, one message.
+    Whole(Bytes),
+    /// Anything else, to be read from the attempt.
+    Other(Attempt),
+}
+
+impl Asked {
+    pub(super) fn new(link: Arc<Link>, id: StreamId, target: Arc<Target>) -> Self {
+        Self { link, id, target, metadata: None, over: false }
+    }
+
+    /// Where it runs.
+    pub(super) fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
+    /// What the server sent beside its answer.
+    pub(super) fn metadata(&self) -> Metadata {
+        self.metadata.as_deref().cloned().unwrap_or_default()
+    }
+
+    /// Waits for the beginning of the answer, messages of which have at most `limit` bytes. Cancel safe.
+    pub(super) fn poll_answer(&mut self, limit: usize, cx: &Context<'_>) -> Poll<Answer> {
+        let read = std::task::ready!(self.link.poll_read(self.id, 0, &mut self.metadata, cx));
+        if let Read::Chunk { bytes, last: true } = &read {
+            match wire::parse_prefix(bytes) {
+                Some((len, prefix)) if len <= limit && prefix + len == bytes.len() => {
+                    self.over = true;
+                    return Poll::Ready(Answer::Whole(bytes.slice(prefix..)));
+                }
+                _ => {}
+            }
+        }
+        self.over = true;
+        let reader = BodyReader::new(Arc::clone(&self.link), self.id, limit).after(read, self.metadata.take());
+        Poll::Ready(Answer::Other(Attempt::new(reader, Arc::clone(&self.target))))
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if !self.over {
+            self.link.cancel(self.id);
+        }
+    }
+}
 
 /// An open call.
 #[derive(Debug)]
