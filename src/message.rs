@@ -4,16 +4,20 @@
 //! know frames, lengths or connections. Look next at [`crate::body`] for how messages are cut out of a body.
 
 mod found;
+mod shared;
 
 use std::any::{Any, TypeId};
 use std::collections::BTreeMap;
-use std::{fmt, io};
+use std::io;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use found::Found;
 use serde::de::value::MapDeserializer;
-use serde::de::{DeserializeOwned, IgnoredAny, IntoDeserializer, Visitor};
+use serde::de::{DeserializeOwned, IgnoredAny, IntoDeserializer};
 use serde::{Deserialize, Serialize};
+
+pub(crate) use shared::Apart;
+pub use shared::bytes_field;
 
 /// How deep a message may be nested. rmp-serde's own limit of 1,024 overflows small stacks; 64 levels are far
 /// more than any service's types have, and fit a 256 KiB stack of a debug build.
@@ -58,6 +62,23 @@ impl io::Write for Appending<'_> {
     }
 }
 
+/// Appends `value` as one MessagePack value, but for long `Bytes`: those come back with their places in what was appended.
+pub(crate) fn encode_apart<T: Serialize + 'static>(value: &T, out: &mut BytesMut) -> Result<Apart, MessageError> {
+    if let Some(bytes) = as_shared_bytes(value).filter(|bytes| bytes.len() >= shared::APART) {
+        let start = out.len();
+        put_bin_header(bytes.len(), out)?;
+        return Ok(vec![(out.len() - start, bytes.clone())]);
+    }
+    if as_bytes(value).is_some() {
+        return encode(value, out).map(|()| Apart::new());
+    }
+    let mut serializer = rmp_serde::Serializer::new(shared::Writer::new(out)).with_struct_map();
+    match value.serialize(&mut serializer) {
+        Ok(()) => Ok(serializer.into_inner().apart),
+        Err(error) => Err(MessageError(error.to_string())),
+    }
+}
+
 /// The bytes of `value`, if it is a `Bytes` or a `Vec<u8>`, which travel as `bin`.
 fn as_bytes<T: 'static>(value: &T) -> Option<&[u8]> {
     let value: &dyn Any = value;
@@ -99,7 +120,8 @@ pub(crate) fn decode<T: DeserializeOwned + 'static>(message: &Bytes) -> Result<T
         return recast(decode_bytes(message)?.to_vec());
     }
     let mut deserializer = deserializer(message);
-    let value = T::deserialize(&mut deserializer).map_err(|error| explain::<T>(message, &error))?;
+    let value = shared::within(message, || T::deserialize(&mut deserializer));
+    let value = value.map_err(|error| explain::<T>(message, &error))?;
     expect_end(&mut deserializer)?;
     Ok(value)
 }
@@ -131,7 +153,7 @@ pub(crate) fn decode_args<A: DeserializeOwned + 'static>(message: &Bytes) -> Res
         return decode::<IgnoredAny>(message).and_then(|_| recast(()));
     }
     let mut deserializer = deserializer(message);
-    match A::deserialize(&mut deserializer) {
+    match shared::within(message, || A::deserialize(&mut deserializer)) {
         Ok(args) => expect_end(&mut deserializer).map(|()| args),
         Err(_) => Err(explain_args::<A>(message)),
     }
@@ -212,57 +234,6 @@ struct ByteArray(Vec<u8>);
 impl<'de> Deserialize<'de> for ByteArray {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         bytes_field::deserialize(deserializer).map(Self)
-    }
-}
-
-/// serde's `with` for fields of the type `Vec<u8>`: written as `bin`, read from `bin`, text or an array of numbers.
-#[doc(hidden)]
-pub mod bytes_field {
-    use super::{Visitor, fmt};
-    use serde::de::SeqAccess;
-    use serde::{Deserializer, Serializer};
-
-    /// Capacity that an announced length may reserve before the elements have been seen.
-    const MAX_RESERVE: usize = 4096;
-
-    /// Writes `bin`.
-    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(bytes)
-    }
-
-    /// Reads `bin`, text or an array of numbers up to 255.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        deserializer.deserialize_byte_buf(BytesVisitor)
-    }
-
-    struct BytesVisitor;
-
-    impl<'de> Visitor<'de> for BytesVisitor {
-        type Value = Vec<u8>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("bytes")
-        }
-
-        fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
-            Ok(bytes.to_vec())
-        }
-
-        fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
-            Ok(bytes)
-        }
-
-        fn visit_str<E>(self, text: &str) -> Result<Vec<u8>, E> {
-            Ok(text.as_bytes().to_vec())
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<u8>, A::Error> {
-            let mut bytes = Vec::with_capacity(seq.size_hint().unwrap_or(0).min(MAX_RESERVE));
-            while let Some(byte) = seq.next_element()? {
-                bytes.push(byte);
-            }
-            Ok(bytes)
-        }
     }
 }
 

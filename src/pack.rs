@@ -22,11 +22,6 @@ const PACK: usize = 16 << 10;
 /// Bodies of at least this length are handed on by reference; shorter ones are cheaper to copy.
 const BY_REFERENCE: usize = 2 << 10;
 
-/// Whether bytes of this length are better handed on by reference than copied.
-pub(crate) fn by_reference(len: usize) -> bool {
-    len >= BY_REFERENCE
-}
-
 /// A body ready to be sent: pieces that consist of whole messages, or an error that ends it.
 pub(crate) type Pieces = BoxStream<'static, Result<Piece, WireStatus>>;
 
@@ -60,13 +55,14 @@ impl<S> Packed<S> {
             self.packed.reserve(2 * PACK);
         }
         let before = self.packed.len();
-        if let Some(bytes) = message::as_shared_bytes(item).filter(|bytes| by_reference(bytes.len())) {
+        if let Some(bytes) = message::as_shared_bytes(item).filter(|bytes| bytes.len() >= BY_REFERENCE) {
             self.check(bytes.len())?;
             self.long = Some(long(bytes.clone()).map_err(|error| cannot_encode(&error))?);
             return Ok(true);
         }
-        let len = match wire::encode_message(&mut self.packed, |out| message::encode(item, out)) {
-            Ok(len) => len,
+        let encode = |out: &mut BytesMut| message::encode(item, out).map(|()| wire::Apart::new());
+        let len = match wire::encode_message(&mut self.packed, encode) {
+            Ok((len, _)) => len,
             Err(error) => {
                 self.packed.truncate(before);
                 return Err(cannot_encode(&error));
@@ -163,7 +159,7 @@ pub(crate) async fn send_all(
 }
 
 /// One message of bytes, by reference.
-pub(crate) fn long(body: Bytes) -> Result<Piece, MessageError> {
+fn long(body: Bytes) -> Result<Piece, MessageError> {
     let mut bin = BytesMut::with_capacity(wire::LONG_PREFIX);
     message::put_bin_header(body.len(), &mut bin)?;
     let mut head = BytesMut::with_capacity(2 * wire::LONG_PREFIX);

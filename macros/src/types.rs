@@ -57,11 +57,13 @@ pub(crate) fn bound<'a>(bound: &'a TypeParamBound, name: &str) -> Option<&'a Pat
     }
 }
 
-/// Whether this is `Vec<u8>`, which travels as bytes and not as a list of numbers.
+/// Whether this is written `Vec<u8>`, which travels as bytes and not as a list of numbers, or `Bytes`, which need not be
+/// copied. What it really is, the runtime looks at.
 pub(crate) fn is_bytes(ty: &Type) -> bool {
-    last(ty).is_some_and(|segment| {
-        segment.ident == "Vec" && matches!(type_arguments(segment)[..], [item] if is_plain(item, "u8"))
-    })
+    is_plain(ty, "Bytes")
+        || last(ty).is_some_and(|segment| {
+            segment.ident == "Vec" && matches!(type_arguments(segment)[..], [item] if is_plain(item, "u8"))
+        })
 }
 
 /// Rejects types that cannot travel, at the part that cannot. `what` names the role: "an argument", "an answer".

@@ -5,7 +5,7 @@
 use bytes::{BufMut, BytesMut};
 use serde::Serialize;
 
-use crate::message;
+use crate::message::{self, Apart};
 
 /// Arguments that a call can be given: any type that serializes to a map (a struct, a `HashMap`), `()` for none, or what
 /// [`args!`](crate::args) makes.
@@ -13,14 +13,15 @@ use crate::message;
 /// They are encoded while the connection is locked: an implementation of `Serialize` must not make or drop picom calls, nor wait
 /// for a lock that is held while somebody does.
 pub trait Arguments: Send + Sync + 'static {
-    /// Appends them as one MessagePack value. The error says what cannot be encoded.
+    /// Appends them as one MessagePack value, but for the long bytes that it hands back with their places, to be sent by
+    /// reference. The error says what cannot be encoded.
     #[doc(hidden)]
-    fn encode(&self, out: &mut BytesMut) -> Result<(), String>;
+    fn encode(&self, out: &mut BytesMut) -> Result<Apart, String>;
 }
 
 impl<T: Serialize + Send + Sync + 'static> Arguments for T {
-    fn encode(&self, out: &mut BytesMut) -> Result<(), String> {
-        message::encode(self, out).map_err(|error| error.to_string())
+    fn encode(&self, out: &mut BytesMut) -> Result<Apart, String> {
+        message::encode_apart(self, out).map_err(|error| error.to_string())
     }
 }
 
@@ -29,6 +30,8 @@ impl<T: Serialize + Send + Sync + 'static> Arguments for T {
 pub struct Args {
     count: u32,
     entries: BytesMut,
+    /// What belongs between the entries.
+    apart: Apart,
     problem: Option<String>,
 }
 
@@ -42,10 +45,15 @@ impl Args {
     #[must_use]
     pub fn with<T: Serialize + 'static>(mut self, name: &str, value: &T) -> Self {
         let before = self.entries.len();
-        let encoded = message::encode(&name.to_owned(), &mut self.entries)
-            .and_then(|()| message::encode(value, &mut self.entries));
+        let encoded = message::encode(&name.to_owned(), &mut self.entries).and_then(|()| {
+            let start = self.entries.len();
+            message::encode_apart(value, &mut self.entries).map(|apart| (start, apart))
+        });
         match encoded {
-            Ok(()) => self.count += 1,
+            Ok((start, apart)) => {
+                self.count += 1;
+                self.apart.extend(apart.into_iter().map(|(place, bytes)| (start + place, bytes)));
+            }
             Err(error) => {
                 self.entries.truncate(before);
                 self.problem.get_or_insert(format!("argument `{name}`: {error}"));
@@ -56,7 +64,8 @@ impl Args {
 }
 
 impl Arguments for Args {
-    fn encode(&self, out: &mut BytesMut) -> Result<(), String> {
+    fn encode(&self, out: &mut BytesMut) -> Result<Apart, String> {
+        let start = out.len();
         if let Some(problem) = &self.problem {
             return Err(problem.clone());
         }
@@ -67,8 +76,9 @@ impl Arguments for Args {
                 out.put_u32(self.count);
             }
         }
+        let head = out.len() - start;
         out.put_slice(&self.entries);
-        Ok(())
+        Ok(self.apart.iter().map(|(place, bytes)| (head + place, bytes.clone())).collect())
     }
 }
 

@@ -18,15 +18,16 @@ use crate::status::Status;
 use crate::wire::close::parse_refused;
 use crate::wire::frame::put_frame;
 use crate::wire::head::{MAX_NAME, parse_metadata, put_call};
-use crate::wire::{CloseReason, Flags, Frame, Kind, StreamId, WireStatus};
+use crate::wire::{Apart, CloseReason, Flags, Frame, Kind, StreamId, WireStatus};
 
 impl Connection {
-    /// Opens a call. `encode` appends its first message, without a prefix; if it fails or panics, nothing happened.
+    /// Opens a call. `encode` appends its first message, without a prefix and without what
+    /// it hands back to be put in by reference; if it fails or panics, nothing happened.
     pub(crate) fn open<E>(
         &mut self,
         head: Open<'_>,
         now: Instant,
-        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+        encode: impl FnOnce(&mut BytesMut) -> Result<Apart, E>,
     ) -> Result<StreamId, OpenError<E>> {
         if self.phase == Phase::Closed {
             return Err(OpenError::Closed);
@@ -95,7 +96,7 @@ impl Connection {
                     stream.body(receive, send).outgoing.ending = Ending::End;
                 }
             }
-            self.queue(id, message);
+            self.queue_parts(id, message);
         }
         Ok(id)
     }

@@ -8,7 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::wire::frame::put_frame;
 use crate::wire::prefix::encode_message;
-use crate::wire::{Flags, HEADER, Header, Kind, StreamId};
+use crate::wire::{Apart, Flags, HEADER, Header, Kind, StreamId};
 
 /// Longest frame, in bytes, that goes here rather than to a stream's own queue: such a frame delays the ones behind it
 /// by microseconds.
@@ -36,8 +36,9 @@ pub(super) struct Outbox {
 pub(super) enum Placed {
     /// Into the frame.
     Frame,
-    /// Nowhere yet: it is too long for a small frame. The prefix is included.
-    Body(Bytes),
+    /// Nowhere yet: it is too long for a small frame. The prefix is included. In parts, because those that were given by
+    /// reference stay so.
+    Body(Vec<Bytes>),
 }
 
 /// Why a message was not taken; the buffer is as before.
@@ -101,7 +102,7 @@ impl Outbox {
         head: impl FnOnce(&mut BytesMut),
         end: bool,
         limit: usize,
-        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+        encode: impl FnOnce(&mut BytesMut) -> Result<Apart, E>,
     ) -> Result<Placed, PlaceError<E>> {
         let before = self.tail;
         let start = self.begin(kind, flags, stream, head);
@@ -186,10 +187,10 @@ impl Outbox {
         &mut self,
         start: usize,
         limit: usize,
-        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+        encode: impl FnOnce(&mut BytesMut) -> Result<Apart, E>,
     ) -> Result<Placed, PlaceError<E>> {
         let at = self.bytes.len();
-        let message = match encode_message(&mut self.bytes, encode) {
+        let (message, apart) = match encode_message(&mut self.bytes, encode) {
             Ok(message) => message,
             Err(error) => {
                 self.clean();
@@ -200,14 +201,17 @@ impl Outbox {
             self.clean();
             return Err(PlaceError::TooLarge(message));
         }
-        let placed = if self.bytes.len() - start <= SMALL_FRAME {
+        let in_place = self.bytes.len() - at;
+        let placed = if apart.is_empty() && self.bytes.len() - start <= SMALL_FRAME {
             Placed::Frame
-        } else if message >= CUT_OUT {
-            Placed::Body(self.bytes.split_off(at).freeze())
         } else {
-            let body = Bytes::copy_from_slice(&self.bytes[at..]);
+            let rest = if in_place >= CUT_OUT {
+                self.bytes.split_off(at).freeze()
+            } else {
+                Bytes::copy_from_slice(&self.bytes[at..])
+            };
             self.bytes.truncate(at);
-            Placed::Body(body)
+            Placed::Body(join(rest, apart))
         };
         self.seal(start);
         Ok(placed)
@@ -220,4 +224,20 @@ impl Outbox {
         self.bytes[start..start + 3].copy_from_slice(&len);
         self.commit();
     }
+}
+
+/// A message in parts: what was written, and between it what was left out.
+fn join(mut written: Bytes, apart: Apart) -> Vec<Bytes> {
+    let mut parts = Vec::with_capacity(2 * apart.len() + 1);
+    let mut cut = 0;
+    for (place, bytes) in apart {
+        // Places come in their order and lie within what was written; others would be taken as the nearest that does.
+        let place = place.clamp(cut, cut + written.len());
+        parts.push(written.split_to(place - cut));
+        parts.push(bytes);
+        cut = place;
+    }
+    parts.push(written);
+    parts.retain(|part| !part.is_empty());
+    parts
 }

@@ -97,13 +97,17 @@ impl Outgoing {
         }
     }
 
-    /// Appends a long message in two parts, which stay in one frame if they fit one.
-    pub(super) fn push_parts(&mut self, head: Bytes, body: Bytes) {
+    /// Appends a long message in parts, which stay in one frame if they fit one.
+    pub(super) fn push_parts(&mut self, parts: impl IntoIterator<Item = Bytes>) {
         self.end_tail();
-        let whole = head.len() + body.len();
-        self.pending += whole;
-        self.pieces.push_back(Piece { bytes: head, whole });
-        self.pieces.push_back(Piece { bytes: body, whole: 0 });
+        let (first, before) = (self.pieces.len(), self.pending);
+        for bytes in parts {
+            self.pending += bytes.len();
+            self.pieces.push_back(Piece { bytes, whole: 0 });
+        }
+        if let Some(first) = self.pieces.get_mut(first) {
+            first.whole = self.pending - before;
+        }
     }
 
     /// Throws everything away.

@@ -19,15 +19,16 @@ use crate::metadata::Metadata;
 use crate::wire::close::put_refused;
 use crate::wire::frame::put_frame;
 use crate::wire::head::{CallHead, parse_call, put_metadata};
-use crate::wire::{Flags, Frame, Kind, Refusal, StreamId, WireStatus};
+use crate::wire::{Apart, Flags, Frame, Kind, Refusal, StreamId, WireStatus};
 
 impl Connection {
-    /// Answers with one message. `encode` appends it without a prefix; if it fails or panics, nothing happened.
+    /// Answers with one message. `encode` appends it without a prefix, and without what it hands back to be put in by
+    /// reference; if it fails or panics, nothing happened.
     pub(crate) fn answer<E>(
         &mut self,
         id: StreamId,
         metadata: Option<&Metadata>,
-        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+        encode: impl FnOnce(&mut BytesMut) -> Result<Apart, E>,
     ) -> Result<(), SendError<E>> {
         self.check_unanswered(id)?;
         let limit = self.message_limit();
@@ -48,7 +49,7 @@ impl Connection {
                 if let Some(body) = self.body(id) {
                     body.outgoing.ending = Ending::End;
                 }
-                self.queue(id, message);
+                self.queue_parts(id, message);
             }
         }
         Ok(())

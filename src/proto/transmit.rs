@@ -67,7 +67,7 @@ impl Connection {
     /// Queues one long message: `head`, with its prefix, and `body`, both by reference.
     pub(crate) fn send_parts(&mut self, id: StreamId, head: Bytes, body: Bytes) -> Result<SendState, Over> {
         self.streams.get(id).filter(|stream| self.may_send(stream)).ok_or(Over)?;
-        self.body(id).ok_or(Over)?.outgoing.push_parts(head, body);
+        self.body(id).ok_or(Over)?.outgoing.push_parts([head, body]);
         Ok(self.queued(id))
     }
 
@@ -108,8 +108,16 @@ impl Connection {
         self.take_turn(id);
     }
 
-    /// Queues an encoded message.
-    pub(super) fn queue(&mut self, id: StreamId, message: Bytes) -> SendState {
+    /// Queues one encoded message that comes in parts.
+    pub(super) fn queue_parts(&mut self, id: StreamId, parts: Vec<Bytes>) {
+        if let Some(body) = self.body(id) {
+            body.outgoing.push_parts(parts);
+        }
+        self.queued(id);
+    }
+
+    /// Queues encoded messages.
+    fn queue(&mut self, id: StreamId, message: Bytes) -> SendState {
         if let Some(body) = self.body(id) {
             body.outgoing.push(message);
         }

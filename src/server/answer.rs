@@ -29,27 +29,7 @@ pub fn answer<T: Serialize + Send + 'static, E: Fault>(mut call: Incoming, resul
         Err(error) => return fail(call, error.into_status().passed_on()),
     };
     let metadata = call.context().take_answer_metadata();
-    let metadata = metadata.as_ref();
-    if let Some(bytes) = message::as_shared_bytes(&value).filter(|bytes| pack::by_reference(bytes.len())) {
-        if bytes.len() as u64 > call.max_answer() {
-            return too_long(call, bytes.len());
-        }
-        call.answered();
-        call.link.start_answer(call.id, metadata);
-        match pack::long(bytes.clone()) {
-            Ok(piece) => {
-                // The peer may have gone; then there is nobody to answer.
-                let _ = call.link.send(call.id, piece);
-                call.link.finish(call.id);
-            }
-            Err(error) => {
-                let status = Status::internal(format!("the answer cannot be encoded: {error}"));
-                call.link.fail(call.id, &WireStatus::from(&status));
-            }
-        }
-        return;
-    }
-    match call.link.answer(call.id, metadata, |out| message::encode(&value, out)) {
+    match call.link.answer(call.id, metadata.as_ref(), |out| message::encode_apart(&value, out)) {
         Ok(()) | Err(SendError::Over) => call.answered(),
         Err(SendError::TooLarge { len, .. }) => too_long(call, len),
         Err(SendError::Encode(error)) => fail(call, Status::internal(format!("the answer cannot be encoded: {error}"))),

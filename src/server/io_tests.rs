@@ -112,7 +112,7 @@ fn open(link: &Link) -> StreamId {
     let head = Open { method: "id", deadline: None, idle: None, attempt: 0, metadata: None, end: true };
     let encode = |out: &mut BytesMut| {
         out.extend_from_slice(&[7]);
-        Ok::<_, ()>(())
+        Ok::<_, ()>(Vec::new())
     };
     link.open(head, Instant::now(), None, encode).unwrap()
 }

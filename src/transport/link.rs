@@ -21,7 +21,7 @@ use crate::metadata::Metadata;
 use crate::proto::{
     Batch, CloseReason, Connection, Error, Open, OpenError, Over, Peer, Read, Refusal, SendError, SendState,
 };
-use crate::wire::{StreamId, WireStatus};
+use crate::wire::{Apart, StreamId, WireStatus};
 
 /// Pieces that one write hands to the kernel at most; more are written in the next turn.
 const MAX_SLICES: usize = 64;
@@ -132,7 +132,7 @@ impl Link {
         head: Open<'_>,
         now: Instant,
         reader: Option<&Waker>,
-        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+        encode: impl FnOnce(&mut BytesMut) -> Result<Apart, E>,
     ) -> Result<StreamId, OpenError<E>> {
         let mut state = self.lock();
         let id = state.proto.open(head, now, encode)?;
@@ -258,7 +258,7 @@ impl Link {
         &self,
         id: StreamId,
         metadata: Option<&Metadata>,
-        encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+        encode: impl FnOnce(&mut BytesMut) -> Result<Apart, E>,
     ) -> Result<(), SendError<E>> {
         self.end(id, |proto| proto.answer(id, metadata, encode))
     }

@@ -4,7 +4,7 @@
 //! It must never look into a message. Look next at `proto/send.rs`, which encodes with it, and at the readers of bodies
 //! above `proto`, which cut messages out of chunks.
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 /// Bytes of the long prefix.
 pub(crate) const LONG_PREFIX: usize = 5;
@@ -33,22 +33,27 @@ pub(crate) fn parse_prefix(bytes: &[u8]) -> Option<(usize, usize)> {
     }
 }
 
-/// Appends a message behind its prefix, encoded in place, and says how long the message is without it.
+/// Long parts of a message that were not copied into it, and where they belong: before that byte of what was written.
+pub(crate) type Apart = Vec<(usize, Bytes)>;
+
+/// Appends a message behind its prefix, encoded in place, and says how long the message is without it and what `encode` left
+/// out. The places of that are counted from the prefix on.
 ///
 /// On `Err` the target may end in rubbish, and after a panic too: the caller truncates it to what it was before.
 pub(crate) fn encode_message<E>(
     target: &mut BytesMut,
-    encode: impl FnOnce(&mut BytesMut) -> Result<(), E>,
-) -> Result<usize, E> {
+    encode: impl FnOnce(&mut BytesMut) -> Result<Apart, E>,
+) -> Result<(usize, Apart), E> {
     let start = target.len();
     target.put_u8(0);
-    encode(target)?;
-    let message = target.len().saturating_sub(start + 1);
-    match u8::try_from(message) {
+    let mut apart = encode(target)?;
+    let message = target.len().saturating_sub(start + 1) + apart.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
+    let prefix = match u8::try_from(message) {
         Ok(short) if message <= SHORT_MAX => {
             if let Some(prefix) = target.get_mut(start) {
                 *prefix = short;
             }
+            1
         }
         _ => {
             let end = target.len();
@@ -57,9 +62,11 @@ pub(crate) fn encode_message<E>(
             let length = u32::try_from(message).unwrap_or(u32::MAX).to_be_bytes();
             target[start] = u8::MAX;
             target[start + 1..start + LONG_PREFIX].copy_from_slice(&length);
+            LONG_PREFIX
         }
-    }
-    Ok(message)
+    };
+    apart.iter_mut().for_each(|(place, _)| *place += prefix);
+    Ok((message, apart))
 }
 
 #[cfg(test)]
@@ -77,9 +84,9 @@ mod tests {
             let mut in_place = BytesMut::from(&b"before"[..]);
             let told = encode_message(&mut in_place, |target| {
                 target.put_bytes(7, len);
-                Ok::<(), ()>(())
+                Ok::<_, ()>(Apart::new())
             });
-            assert_eq!(told, Ok(len));
+            assert_eq!(told, Ok((len, Apart::new())));
             assert_eq!(apart, in_place);
             assert_eq!(parse_prefix(&apart[6..]), Some((len, if len <= SHORT_MAX { 1 } else { LONG_PREFIX })));
         }

@@ -6,13 +6,14 @@ use bytes::{BufMut, BytesMut};
 
 use super::support::*;
 use crate::proto::{Config, OpenError, SendError};
+use crate::wire::Apart;
 
-fn fails(target: &mut BytesMut) -> Result<(), &'static str> {
+fn fails(target: &mut BytesMut) -> Result<Apart, &'static str> {
     target.put_slice(&[0xee; 300]);
     Err("no")
 }
 
-fn panics(target: &mut BytesMut) -> Result<(), &'static str> {
+fn panics(target: &mut BytesMut) -> Result<Apart, &'static str> {
     target.put_slice(&[0xee; 70_000]);
     std::panic::resume_unwind(Box::new("no"))
 }

@@ -11,7 +11,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::proto::{Batch, Config, Connection, Error, Event, Failure, Open, Over, Read, SendState, Side};
 use crate::status::{Code, Status};
-use crate::wire::{Frame, FrameCodec, PREFACE, StreamId, WireStatus, parse_prefix, put_prefix};
+use crate::wire::{Apart, Frame, FrameCodec, PREFACE, StreamId, WireStatus, parse_prefix, put_prefix};
 use tokio_util::codec::Decoder;
 
 pub(super) type Nothing = std::convert::Infallible;
@@ -145,10 +145,10 @@ pub(super) fn call(method: &str) -> Open<'_> {
 }
 
 /// A closure that encodes a message.
-pub(super) fn put(message: &[u8]) -> impl FnOnce(&mut BytesMut) -> Result<(), Nothing> {
+pub(super) fn put(message: &[u8]) -> impl FnOnce(&mut BytesMut) -> Result<Apart, Nothing> {
     |target| {
         target.put_slice(message);
-        Ok(())
+        Ok(Apart::new())
     }
 }
 
