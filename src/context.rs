@@ -249,3 +249,45 @@ fn swap(context: &mut Option<Context>) {
     // A thread at its end has no place for it; then nothing is inherited.
     let _ = CURRENT.try_with(|current| std::mem::swap(&mut *current.borrow_mut(), context));
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_context_serves_again_only_when_nobody_holds_it_and_remembers_nothing() {
+        let line = Line::none();
+        let mut metadata = Metadata::new();
+        metadata.insert("tenant", "acme").unwrap();
+        let first = Context::begin(None, &line, Some(Instant::now()), 3, Some(Box::new(metadata)));
+        first.set_answer_metadata("cost", "1").unwrap();
+        let held = first.clone();
+        assert!(held.cancelled().now_or_never().is_none(), "it waits, so there is a token");
+        first.cancel();
+        held.cancelled().await;
+
+        let second = Context::begin(Some(first), &line, None, 0, None);
+        assert!(held.is_cancelled() && !second.is_cancelled(), "the first is still held");
+        assert_eq!((held.attempt(), held.metadata().len()), (3, 1));
+        drop(second);
+
+        let third = Context::begin(Some(held), &line, None, 0, None);
+        assert_eq!((third.attempt(), third.deadline(), third.is_cancelled()), (0, None, false));
+        assert!(third.metadata().is_empty() && third.take_answer_metadata().is_none());
+        assert!(third.0.token.get().is_none(), "whoever waited for the first must not hear of the third");
+    }
+
+    #[test]
+    fn a_context_that_is_lent_comes_back_however_the_work_ends() {
+        let mut lent = Some(Context::begin(None, &Line::none(), None, 7, None));
+        let seen = || Context::current().map(|context| context.attempt());
+        assert_eq!(Context::enter(&mut lent, seen), Some(7));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            Context::enter(&mut lent, || std::panic::resume_unwind(Box::new("on purpose")))
+        }));
+        assert!(panicked.is_err() && lent.is_some() && seen().is_none());
+    }
+}

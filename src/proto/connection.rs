@@ -115,15 +115,25 @@ impl Connection {
 
     /// What happened since it was last asked. Receiving, sending, timeouts and ends may all produce events.
     pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        self.peek_event()?;
+        self.pop_event()
+    }
+
+    /// Takes what [`peek_event`](Self::peek_event) has just shown.
+    pub(crate) fn pop_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// What [`poll_event`](Self::poll_event) says next. Events of calls are large: who looks first moves them only once.
+    pub(crate) fn peek_event(&mut self) -> Option<&Event> {
         loop {
-            let mut event = self.events.pop_front()?;
             // A stream may have ended between the event and this question; nobody needs to hear of it any more.
-            let alive = match &mut event {
+            let alive = match self.events.front_mut()? {
                 Event::Call { id, method, .. } => match self.streams.get_mut(*id) {
                     Some(stream) => {
                         stream.announced = true;
-                        if method.number != 0 {
-                            method.name = self.taken.report(method.number);
+                        if let Some(name) = self.taken.report(method.number) {
+                            method.name = Some(name);
                         }
                         true
                     }
@@ -131,12 +141,13 @@ impl Connection {
                 },
                 Event::Answer { id, .. } | Event::Expired(id) => self.streams.get(*id).is_some(),
                 // Whoever reads a request's body may be told by this that there is nothing to be read any more.
-                Event::Readable(id) => !self.is_client() || self.streams.get(*id).is_some(),
+                Event::Readable(id) => self.config.side == Side::Server || self.streams.get(*id).is_some(),
                 _ => true,
             };
             if alive {
-                return Some(event);
+                return self.events.front();
             }
+            self.events.pop_front();
         }
     }
 
@@ -306,10 +317,5 @@ impl Connection {
             self.offer_slot();
             self.close_if_drained();
         }
-    }
-
-    /// Whether [`poll_event`](Self::poll_event) may have something to say.
-    pub(crate) fn has_events(&self) -> bool {
-        !self.events.is_empty()
     }
 }

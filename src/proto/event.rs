@@ -53,7 +53,10 @@ pub(crate) struct MethodRef {
 }
 
 /// What happened.
+// With a tag in a word of its own, what moves is whole words: a tag within a field makes every move of a call wait for
+// parts of words that were just written.
 #[derive(Clone, Debug, PartialEq)]
+#[repr(u64)]
 pub(crate) enum Event {
     /// The handshake is done.
     Ready,

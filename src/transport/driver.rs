@@ -18,7 +18,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::Io;
 use super::link::{Flush, Link, Phase};
-use super::state::State;
+use super::state::{News, State};
 use crate::proto::{Config, Connection, Error, Event};
 
 /// Size of the read buffer of a quiet connection. Ten thousand idle connections then cost 40 MB.
@@ -345,16 +345,21 @@ fn eof(rest: &[u8]) -> Error {
 /// Wakes those who wait and takes the rest for the handler. Says whether hello is through.
 fn take_events(link: &Link, state: &mut State, wakers: &mut Vec<Waker>, events: &mut VecDeque<Happened>) -> bool {
     let mut became_ready = false;
-    while let Some(event) = state.next_event(wakers) {
-        match event {
+    while let Some(news) = state.next_news(wakers) {
+        let mut whole = None;
+        match news {
             // In the order of the wire: who is leaving says so right after its hello.
-            Event::Ready => {
+            News::Ready => {
                 link.set_phase(Phase::Ready);
                 became_ready = true;
             }
-            Event::Draining => link.set_phase(Phase::Draining),
-            Event::Call { id, .. } => events.push_back((event, state.proto.take_whole(id))),
-            event => events.push_back((event, None)),
+            News::Draining => link.set_phase(Phase::Draining),
+            News::Call(id) => whole = state.proto.take_whole(id),
+            News::Other => {}
+        }
+        // Moved as it is: who looks into it on the way moves it twice.
+        if let Some(event) = state.take_news() {
+            events.push_back((event, whole));
         }
     }
     became_ready

@@ -49,6 +49,26 @@ pub(super) struct Slot {
     pub(super) metadata: Option<Box<Metadata>>,
 }
 
+/// What the driver has to know of an event before it moves it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum News {
+    Ready,
+    Draining,
+    Call(StreamId),
+    Other,
+}
+
+impl News {
+    fn of(event: &Event) -> Self {
+        match *event {
+            Event::Ready => Self::Ready,
+            Event::Draining => Self::Draining,
+            Event::Call { id, .. } => Self::Call(id),
+            _ => Self::Other,
+        }
+    }
+}
+
 impl State {
     pub(super) fn new(proto: Connection) -> Self {
         Self {
@@ -97,32 +117,46 @@ impl State {
     /// Takes the wakers of everyone for whom something has happened. Whatever queues or ends something must do this before
     /// the lock is given up: the machine says a thing once. What concerns the driver waits for it in `events`.
     pub(super) fn take_wakers(&mut self, wakers: &mut Vec<Waker>) {
-        if !self.proto.has_events() && self.slot_waiters.is_empty() {
-            return;
-        }
-        while let Some(event) = self.poll_event(wakers) {
-            self.events.push_back(event);
+        while self.news(wakers).is_some() {
+            self.events.extend(self.proto.pop_event());
         }
     }
 
-    /// The next event that only the driver can deal with; takes the wakers of all that happened before it.
-    pub(super) fn next_event(&mut self, wakers: &mut Vec<Waker>) -> Option<Event> {
-        self.events.pop_front().or_else(|| self.poll_event(wakers))
+    /// What happened next that only the driver can deal with; takes the wakers of all that happened before it.
+    pub(super) fn next_news(&mut self, wakers: &mut Vec<Waker>) -> Option<News> {
+        match self.events.front() {
+            Some(event) => Some(News::of(event)),
+            None => self.news(wakers),
+        }
     }
 
-    fn poll_event(&mut self, wakers: &mut Vec<Waker>) -> Option<Event> {
-        while let Some(event) = self.proto.poll_event() {
-            match event {
+    /// Takes the event that [`next_news`](Self::next_news) was about.
+    pub(super) fn take_news(&mut self) -> Option<Event> {
+        if self.events.is_empty() { self.proto.pop_event() } else { self.events.pop_front() }
+    }
+
+    /// Takes the wakers of everyone for whom something has happened, up to what only the driver can deal with.
+    fn news(&mut self, wakers: &mut Vec<Waker>) -> Option<News> {
+        while let Some(event) = self.proto.peek_event() {
+            match *event {
                 Event::Readable(id) => wakers.extend(self.slot(id).reader.take()),
                 Event::Writable(id) => wakers.extend(self.slot(id).writer.take()),
                 Event::SlotFree => wakers.append(&mut self.slot_waiters),
-                Event::Answer { id, metadata } => self.slot(id).metadata = Some(metadata),
-                Event::Draining => {
-                    wakers.append(&mut self.slot_waiters);
-                    return Some(event);
+                Event::Answer { .. } => {
+                    if let Some(Event::Answer { id, metadata }) = self.proto.pop_event() {
+                        self.slot(id).metadata = Some(metadata);
+                    }
+                    continue;
                 }
-                _ => return Some(event),
+                ref event => {
+                    let news = News::of(event);
+                    if news == News::Draining {
+                        wakers.append(&mut self.slot_waiters);
+                    }
+                    return Some(news);
+                }
             }
+            self.proto.pop_event();
         }
         // Somebody may have begun to wait after the machine had said it.
         if !self.slot_waiters.is_empty() && self.proto.free_slots() > 0 {

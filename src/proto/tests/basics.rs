@@ -1,7 +1,7 @@
 //! Calls of every shape, from the first byte to the last.
 
 use super::support::*;
-use crate::proto::{Event, SendState};
+use crate::proto::{Event, Read, SendState};
 
 #[test]
 fn a_unary_call_takes_one_frame_each_way() {
@@ -72,5 +72,29 @@ fn items_stream_both_ways_and_are_packed() {
     pair.run();
     assert_eq!(frames(&pair.sent.1).len(), 1, "the head takes the items and the end along");
     assert_eq!(read_messages(&mut pair.client, id).len(), 100);
+    pair.assert_clean();
+}
+
+#[test]
+fn a_body_that_came_with_its_call_can_be_taken_whole_and_others_cannot() {
+    let mut pair = Pair::ready();
+    let id = pair.call("add", b"args", true);
+    assert_eq!(pair.server.take_whole(id).as_deref(), Some(&b"\x04args"[..]));
+    assert_eq!(pair.server.take_whole(id), None, "once");
+    assert_eq!(pair.server.read(id, 0), Read::End);
+    pair.server.answer(id, None, put(b"sum")).unwrap();
+    pair.run();
+    assert_eq!(read_messages(&mut pair.client, id), [b"sum"]);
+
+    let id = pair.call("sum", b"args", false);
+    assert_eq!(pair.server.take_whole(id), None, "more may come");
+    pair.client.message(id, b"more").unwrap();
+    pair.client.finish(id);
+    pair.run();
+    assert_eq!(pair.server.take_whole(id), None, "more came");
+    assert_eq!(read_messages(&mut pair.server, id), [b"args", b"more"]);
+    pair.server.answer(id, None, put(b"sum")).unwrap();
+    pair.run();
+    assert_eq!(read_messages(&mut pair.client, id), [b"sum"]);
     pair.assert_clean();
 }
