@@ -95,3 +95,10 @@ pub(crate) fn cpu_seconds(pid: u32) -> f64 {
     let time = nix::time::clock_gettime(clock).expect("its clock can be read");
     time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9
 }
+
+/// Kibibytes of memory that are a process's own and hold data; its program and its libraries do not count.
+pub(crate) fn memory_kib(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the kernel tells");
+    let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("with this line");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
