@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::cli::Arguments;
 use crate::peer::Peer;
 use crate::peers::{self, Visit, raw_std};
-use crate::place::{Mode, Side};
+use crate::place::{Mode, Side, with_parent};
 use crate::sample::Sample;
 use crate::workloads::{self, Figures, Plan};
 
@@ -16,6 +16,7 @@ use crate::workloads::{self, Figures, Plan};
 pub(crate) const CANNOT: i32 = 3;
 
 pub(crate) fn main(mut arguments: Arguments) {
+    with_parent(&arguments);
     let mode = arguments.option("mode").unwrap_or(Mode::Split);
     let (peer, workload) = (arguments.next(), arguments.next());
     let plan = Plan {
@@ -31,7 +32,7 @@ pub(crate) fn main(mut arguments: Arguments) {
         peers::visit(&peer, Load { mode, plan, workload: &workload })
     };
     let Some(figures) = figures else { std::process::exit(CANNOT) };
-    let sample = Sample { peer, workload, mode: mode.name().to_owned(), figures };
+    let sample = Sample { peer, workload, mode: mode.name().to_owned(), noise: 0.0, figures };
     println!("{}", serde_json::to_string(&sample).expect("a sample is JSON"));
 }
 

@@ -5,9 +5,13 @@
 use std::str::FromStr;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::runtime::{Builder, Runtime};
+
+use crate::cli::Arguments;
 
 /// How client and server share the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +70,13 @@ impl Mode {
             builder.worker_threads(2);
         }
         builder.enable_all().build().expect("a runtime can be made")
+    }
+}
+
+/// Ends this process with the one that started it, if it is asked to.
+pub(crate) fn with_parent(arguments: &Arguments) {
+    if arguments.option::<String>("with-parent").is_some() {
+        set_pdeathsig(Signal::SIGKILL).expect("a process can ask for its end");
     }
 }
 

@@ -3,11 +3,15 @@
 //! Owns the names. Must never know what is measured. Next: `raw`, the practical limit; `picom`, what is measured.
 
 pub(crate) mod picom;
+pub(crate) mod picom_consul;
 pub(crate) mod picom_name;
 pub(crate) mod raw;
 pub(crate) mod raw_std;
 
 use crate::peer::Peer;
+
+/// Those that `all` compares, in this order.
+pub(crate) const ALL: &[&str] = &[raw_std::NAME, raw::Raw::NAME, picom::Typed::NAME, picom_name::ByName::NAME];
 
 /// Something that is done with a peer whose name is known only at run time.
 pub(crate) trait Visit {
@@ -22,6 +26,7 @@ pub(crate) fn visit<V: Visit>(name: &str, visitor: V) -> V::Output {
         raw::Raw::NAME => visitor.visit::<raw::Raw>(),
         picom::Typed::NAME => visitor.visit::<picom::Typed>(),
         picom_name::ByName::NAME => visitor.visit::<picom_name::ByName>(),
+        picom_consul::ThroughConsul::NAME => visitor.visit::<picom_consul::ThroughConsul>(),
         _ => panic!("there is no peer {name:?}"),
     }
 }

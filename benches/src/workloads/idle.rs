@@ -28,9 +28,9 @@ pub(crate) async fn run<P: Peer>(connections: usize, plan: &Plan) -> Figures {
     let after = memory(plan);
     drop((first, more));
     let each = |side: usize| (after[side] - before[side]) / connections as f64;
-    let mut figures = Figures::from([("client_kib".to_owned(), each(0))]);
+    let mut figures = Figures::from([("client_kib_each".to_owned(), each(0))]);
     if plan.server.is_some() {
-        figures.insert("server_kib".to_owned(), each(1));
+        figures.insert("server_kib_each".to_owned(), each(1));
     }
     figures
 }
