@@ -1,1 +1,7 @@
 //! One file per system under test, each an implementation of [`Peer`](crate::peer::Peer).
+
+pub mod tarpc;
+pub mod tonic;
+
+#[cfg(test)]
+mod tests;
