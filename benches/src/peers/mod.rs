@@ -2,6 +2,7 @@
 
 pub mod tarpc;
 pub mod tonic;
+pub mod volo;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! Every peer answers right, over a real socket: a peer that is fast and wrong has no figures.
 
-use super::{tarpc, tonic};
+use super::{tarpc, tonic, volo};
 use crate::peer::{Client, Feed, Peer};
 use bytes::Bytes;
 use futures::future::join_all;
@@ -25,6 +25,11 @@ async fn tarpc_answers_right() {
 async fn tonic_answers_right() {
     check::<tonic::Tonic>().await;
     check::<tonic::TonicTuned>().await;
+}
+
+#[tokio::test]
+async fn volo_answers_right() {
+    check::<volo::Volo>().await;
 }
 
 async fn check<P: Peer>() {
