@@ -23,10 +23,10 @@ const MAX_FRAME: usize = 8 << 20;
 const MAX_IN_FLIGHT: usize = 4096;
 
 /// tarpc with bincode.
-pub struct Tarpc;
+pub(crate) struct Tarpc;
 
 /// tarpc with MessagePack.
-pub struct TarpcMp;
+pub(crate) struct TarpcMp;
 
 impl Peer for Tarpc {
     const NAME: &'static str = "tarpc";
@@ -57,7 +57,7 @@ impl Peer for TarpcMp {
 }
 
 #[tarpc::service]
-pub trait Rpc {
+pub(crate) trait Rpc {
     async fn add(a: u64, b: u64) -> u64;
     async fn echo(body: Bytes) -> Bytes;
 }

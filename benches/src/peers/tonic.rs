@@ -16,7 +16,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
-#[allow(clippy::all, clippy::pedantic, reason = "generated")]
+#[allow(clippy::all, missing_debug_implementations, unreachable_pub, reason = "generated")]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/picom.bench.Rpc.rs"));
 }
@@ -31,7 +31,7 @@ const MAX_MESSAGE: usize = 8 << 20;
 const CHANNEL: usize = 1024;
 
 #[derive(Clone, Copy, prost::Message)]
-pub struct Pair {
+pub(crate) struct Pair {
     #[prost(uint64, tag = "1")]
     a: u64,
     #[prost(uint64, tag = "2")]
@@ -39,19 +39,19 @@ pub struct Pair {
 }
 
 #[derive(Clone, Copy, prost::Message)]
-pub struct Number {
+pub(crate) struct Number {
     #[prost(uint64, tag = "1")]
     value: u64,
 }
 
 #[derive(Clone, prost::Message)]
-pub struct Chunk {
+pub(crate) struct Chunk {
     #[prost(bytes = "bytes", tag = "1")]
     body: Bytes,
 }
 
 #[derive(Clone, Copy, prost::Message)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     #[prost(uint64, tag = "1")]
     count: u64,
     #[prost(uint64, tag = "2")]
@@ -61,10 +61,10 @@ pub struct Wanted {
 }
 
 /// tonic as it comes.
-pub struct Tonic;
+pub(crate) struct Tonic;
 
 /// tonic with larger windows and frames, as is often advised for bulk.
-pub struct TonicTuned;
+pub(crate) struct TonicTuned;
 
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -197,7 +197,7 @@ async fn sum_chunks(chunks: &mut Streaming<Chunk>) -> Result<u64, Status> {
 
 /// The generated client wants `&mut self` and is cheap to clone.
 #[derive(Clone)]
-pub struct TonicClient(RpcClient<Channel>);
+pub(crate) struct TonicClient(RpcClient<Channel>);
 
 impl Client for TonicClient {
     async fn add(&self, a: u64, b: u64) -> u64 {

@@ -24,7 +24,7 @@ use volo_thrift::{ClientError, ServerError};
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// volo-thrift.
-pub struct Volo;
+pub(crate) struct Volo;
 
 impl Peer for Volo {
     const NAME: &'static str = "volo";
@@ -77,7 +77,7 @@ impl MkClient<Inner> for Make {
 
 /// A client on one connection.
 #[derive(Clone)]
-pub struct VoloClient(Inner);
+pub(crate) struct VoloClient(Inner);
 
 impl VoloClient {
     /// What the generated methods do, in the task-local scope that `volo::spawn` gives a task and the workloads do not.
