@@ -8,11 +8,15 @@ use std::time::Duration;
 use crate::cli::Arguments;
 use crate::peer::Peer;
 use crate::peers::{self, Visit, raw_std};
-use crate::place::{Mode, Side};
+use crate::place::{Mode, Side, with_parent};
 use crate::sample::Sample;
-use crate::workloads::{self, Plan};
+use crate::workloads::{self, Figures, Plan};
+
+/// How the process ends when the peer cannot do the workload.
+pub(crate) const CANNOT: i32 = 3;
 
 pub(crate) fn main(mut arguments: Arguments) {
+    with_parent(&arguments);
     let mode = arguments.option("mode").unwrap_or(Mode::Split);
     let (peer, workload) = (arguments.next(), arguments.next());
     let plan = Plan {
@@ -27,7 +31,8 @@ pub(crate) fn main(mut arguments: Arguments) {
     } else {
         peers::visit(&peer, Load { mode, plan, workload: &workload })
     };
-    let sample = Sample { peer, workload, mode: mode.name().to_owned(), figures };
+    let Some(figures) = figures else { std::process::exit(CANNOT) };
+    let sample = Sample { peer, workload, mode: mode.name().to_owned(), noise: 0.0, figures };
     println!("{}", serde_json::to_string(&sample).expect("a sample is JSON"));
 }
 
@@ -38,13 +43,13 @@ struct Load<'a> {
 }
 
 impl Visit for Load<'_> {
-    type Output = workloads::Figures;
+    type Output = Option<Figures>;
 
-    fn visit<P: Peer>(self) -> workloads::Figures {
+    fn visit<P: Peer>(self) -> Option<Figures> {
         let runtime = self.mode.enter(Side::Client);
         // From a task of the runtime, as users call: the thread of `block_on` is no worker.
         let workload = self.workload.to_owned();
-        let task = runtime.spawn(async move { workloads::run::<P>(&workload, self.plan).await });
+        let task = runtime.spawn(async move { workloads::run::<P>(&workload, &self.plan).await });
         runtime.block_on(task).expect("the workload ran through")
     }
 }

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 
 /// A system under test.
-pub trait Peer: 'static {
+pub(crate) trait Peer: 'static {
     /// Its name in the results.
     const NAME: &'static str;
     /// Whether it can stream; without it the four stream methods of the client are never called.
@@ -25,7 +25,7 @@ pub trait Peer: 'static {
 
 /// How the items of a stream are handed to the system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Feed {
+pub(crate) enum Feed {
     /// A source that is always ready, such as an iterator.
     Ready,
     /// One `send(item).await` for each item, from a task to a channel or sink.
@@ -34,7 +34,7 @@ pub enum Feed {
 
 /// A client of a [`Peer`]: cheap to clone, all clones share the connection. A failed call panics: a benchmark with
 /// failures has no figures.
-pub trait Client: Clone + Send + Sync + 'static {
+pub(crate) trait Client: Clone + Send + Sync + 'static {
     /// `a + b`, computed by the server from two 64-bit numbers.
     fn add(&self, a: u64, b: u64) -> impl Future<Output = u64> + Send;
 

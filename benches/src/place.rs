@@ -5,9 +5,13 @@
 use std::str::FromStr;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::runtime::{Builder, Runtime};
+
+use crate::cli::Arguments;
 
 /// How client and server share the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +73,13 @@ impl Mode {
     }
 }
 
+/// Ends this process with the one that started it, if it is asked to.
+pub(crate) fn with_parent(arguments: &Arguments) {
+    if arguments.option::<String>("with-parent").is_some() {
+        set_pdeathsig(Signal::SIGKILL).expect("a process can ask for its end");
+    }
+}
+
 /// The cores that this process may use.
 pub(crate) fn cores() -> Vec<usize> {
     let set = sched_getaffinity(Pid::from_raw(0)).expect("the cores are known");
@@ -94,4 +105,11 @@ pub(crate) fn cpu_seconds(pid: u32) -> f64 {
     let clock = nix::time::clock_getcpuclockid(pid).expect("the process runs");
     let time = nix::time::clock_gettime(clock).expect("its clock can be read");
     time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9
+}
+
+/// Kibibytes of memory that are a process's own and hold data; its program and its libraries do not count.
+pub(crate) fn memory_kib(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the kernel tells");
+    let line = text.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("with this line");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }

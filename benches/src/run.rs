@@ -1,80 +1,86 @@
-//! Fresh processes for each run, repetitions interleaved.
+//! Runs in turns: every repetition goes through all peers, so that a slow minute hits all of them.
 //!
-//! Owns the children and what becomes of their lines. Must never leave a server behind. Next: `serve`, `load`.
+//! Owns what is kept of the runs, also as lines of JSON. Must never choose among runs by their results, only by the noise
+//! beside them. Next: `process` for one run, `noise`, `table`.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::fs::File;
+use std::io::Write as _;
 
 use crate::cli::Arguments;
+use crate::noise;
 use crate::place::Mode;
-use crate::sample::{Sample, medians};
+use crate::process::{Ended, once};
+use crate::sample::Sample;
+use crate::table;
 
-/// A server's process, killed when this goes.
-struct Server {
-    child: Child,
-    address: String,
+/// How runs are made.
+#[derive(Debug)]
+pub(crate) struct Runner {
+    pub(crate) seconds: f64,
+    pub(crate) repetitions: usize,
+    /// How often a run is made again because somebody else used the machine.
+    pub(crate) again: usize,
+    pub(crate) json: Option<File>,
 }
 
-impl Server {
-    fn start(peer: &str, mode: Mode) -> Self {
-        let mut child = myself()
-            .args(["serve", peer, "--mode", mode.name(), "--with-parent"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("this program can be started again");
-        let mut address = String::new();
-        let out = child.stdout.take().expect("it was asked for");
-        BufReader::new(out).read_line(&mut address).expect("the server says its address");
-        Self { child, address: address.trim().to_owned() }
+impl Runner {
+    pub(crate) fn new(arguments: &Arguments, json: Option<String>) -> Self {
+        Self {
+            seconds: arguments.option("seconds").unwrap_or(1.0),
+            repetitions: arguments.option("reps").unwrap_or(3),
+            again: arguments.option("again").unwrap_or(1),
+            json: arguments
+                .option("json")
+                .or(json)
+                .map(|path| File::create(&path).unwrap_or_else(|error| panic!("{path}: {error}"))),
+        }
     }
-}
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself, and then its client has said so.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    /// All repetitions of one workload.
+    pub(crate) fn workload(&mut self, peers: &[String], workload: &str, mode: Mode) -> Vec<Sample> {
+        let mut samples = Vec::new();
+        let mut peers = peers.to_vec();
+        for _ in 0..self.repetitions {
+            // A peer that cannot do it now cannot do it the next time.
+            peers.retain(|peer| match self.one(peer, workload, mode) {
+                Some(sample) => {
+                    samples.push(sample);
+                    true
+                }
+                None => false,
+            });
+        }
+        samples
     }
-}
 
-fn myself() -> Command {
-    Command::new(std::env::current_exe().expect("this program has a path"))
-}
-
-/// One run; `None` when it failed, after the processes have said why.
-pub(crate) fn once(peer: &str, workload: &str, mode: Mode, seconds: f64) -> Option<Sample> {
-    let server = Server::start(peer, mode);
-    let output = myself()
-        .args(["load", peer, workload, "--mode", mode.name(), "--addr", &server.address])
-        .args(["--seconds", &seconds.to_string(), "--server-pid", &server.child.id().to_string()])
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("this program can be started again");
-    serde_json::from_slice(&output.stdout).ok().filter(|_| output.status.success())
+    /// One run, made again while there was noise, as often as that may be; the quietest.
+    pub(crate) fn one(&mut self, peer: &str, workload: &str, mode: Mode) -> Option<Sample> {
+        let mut best: Option<Sample> = None;
+        for _ in 0..=self.again {
+            let before = noise::wait();
+            let Ended::Measured(mut sample) = once(peer, workload, mode, self.seconds) else { break };
+            sample.noise = before.max(noise::look());
+            if best.as_ref().is_none_or(|best| sample.noise < best.noise) {
+                best = Some(sample);
+            }
+            if best.as_ref().is_some_and(Sample::is_quiet) {
+                break;
+            }
+        }
+        let sample = best?;
+        if let Some(json) = &mut self.json {
+            writeln!(json, "{}", serde_json::to_string(&sample).expect("a sample is JSON"))
+                .expect("the file can be written");
+        }
+        Some(sample)
+    }
 }
 
 pub(crate) fn main(mut arguments: Arguments) {
     let (peers, workloads) = (arguments.list(), arguments.list());
     let mode = arguments.option("mode").unwrap_or(Mode::Split);
-    let repetitions: usize = arguments.option("reps").unwrap_or(3);
-    let seconds = arguments.option("seconds").unwrap_or(1.0);
+    let mut runner = Runner::new(&arguments, None);
     for workload in &workloads {
-        let mut samples: Vec<Sample> = Vec::new();
-        for _ in 0..repetitions {
-            samples.extend(peers.iter().filter_map(|peer| once(peer, workload, mode, seconds)));
-        }
-        println!("{workload} {}", mode.name());
-        let mut first = None;
-        for peer in &peers {
-            let middles = medians(samples.iter().filter(|sample| sample.peer == *peer));
-            let Some(rate) = middles.get("rate") else { continue };
-            let first = *first.get_or_insert(rate.median);
-            print!("  {peer:<12} {:>12.0}/s ±{:>2.0} %  x{:.3}", rate.median, rate.spread * 100.0, rate.median / first);
-            for (name, middle) in middles.iter().filter(|(name, _)| *name != "rate") {
-                print!("  {name} {:.4}", middle.median);
-            }
-            println!();
-        }
+        table::figures(&runner.workload(&peers, workload, mode));
     }
 }

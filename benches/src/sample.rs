@@ -8,13 +8,24 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use crate::noise;
+
 /// One run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) peer: String,
     pub(crate) workload: String,
     pub(crate) mode: String,
+    /// The share of a core that somebody else took just before or after.
+    #[serde(default)]
+    pub(crate) noise: f64,
     pub(crate) figures: BTreeMap<String, f64>,
+}
+
+impl Sample {
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.noise <= noise::LIMIT
+    }
 }
 
 /// A median and how far the runs lay apart: half of the range, as a share of the median.

@@ -5,19 +5,14 @@
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 
-use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
-
 use crate::cli::Arguments;
 use crate::peer::Peer;
 use crate::peers::{self, Visit, raw_std};
-use crate::place::{Mode, Side};
+use crate::place::{Mode, Side, with_parent};
 
 pub(crate) fn main(mut arguments: Arguments) {
     let mode = arguments.option("mode").unwrap_or(Mode::Split);
-    if arguments.option::<String>("with-parent").is_some() {
-        set_pdeathsig(Signal::SIGKILL).expect("a process can ask for its end");
-    }
+    with_parent(&arguments);
     let name = arguments.next();
     if name == raw_std::NAME {
         let _pinned = mode.enter(Side::Server);

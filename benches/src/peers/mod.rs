@@ -3,11 +3,30 @@
 //! Owns the names. Must never know what is measured. Next: `raw`, the practical limit; `picom`, what is measured.
 
 pub(crate) mod picom;
+pub(crate) mod picom_consul;
 pub(crate) mod picom_name;
 pub(crate) mod raw;
 pub(crate) mod raw_std;
+pub(crate) mod tarpc;
+pub(crate) mod tonic;
+pub(crate) mod volo;
+
+#[cfg(test)]
+mod tests;
 
 use crate::peer::Peer;
+
+/// Those that `all` compares, in this order. What is missing here can be named on the command line.
+pub(crate) const ALL: &[&str] = &[
+    raw_std::NAME,
+    raw::Raw::NAME,
+    picom::Typed::NAME,
+    picom_name::ByName::NAME,
+    tarpc::Tarpc::NAME,
+    tarpc::TarpcMp::NAME,
+    tonic::Tonic::NAME,
+    volo::Volo::NAME,
+];
 
 /// Something that is done with a peer whose name is known only at run time.
 pub(crate) trait Visit {
@@ -22,6 +41,12 @@ pub(crate) fn visit<V: Visit>(name: &str, visitor: V) -> V::Output {
         raw::Raw::NAME => visitor.visit::<raw::Raw>(),
         picom::Typed::NAME => visitor.visit::<picom::Typed>(),
         picom_name::ByName::NAME => visitor.visit::<picom_name::ByName>(),
+        picom_consul::ThroughConsul::NAME => visitor.visit::<picom_consul::ThroughConsul>(),
+        tarpc::Tarpc::NAME => visitor.visit::<tarpc::Tarpc>(),
+        tarpc::TarpcMp::NAME => visitor.visit::<tarpc::TarpcMp>(),
+        tonic::Tonic::NAME => visitor.visit::<tonic::Tonic>(),
+        tonic::TonicTuned::NAME => visitor.visit::<tonic::TonicTuned>(),
+        volo::Volo::NAME => visitor.visit::<volo::Volo>(),
         _ => panic!("there is no peer {name:?}"),
     }
 }

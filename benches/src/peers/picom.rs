@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::{Stream, stream};
 use picom::registry::Fixed;
-use picom::{Bytes, Picom, Status, Streaming};
+use picom::{Builder, Bytes, Picom, Status, Streaming};
 
 use crate::peer::{Client, Feed, Peer};
 
@@ -93,23 +93,43 @@ pub(super) async fn count_bytes(mut chunks: Streaming<Bytes>) -> Result<u64, Sta
 
 /// A node that serves where the listener was: picom binds for itself. Nobody measures the limits on connections, whose
 /// defaults keep one address from having ten thousand.
-pub(super) fn server(listener: TcpListener) -> Picom {
+pub(super) fn server(listener: TcpListener) -> Builder {
     let address = listener.local_addr().expect("a bound address");
     drop(listener);
     Picom::builder(SERVICE)
-        .registry(Fixed::new([(SERVICE, [address.to_string()])]))
         .bind("127.0.0.1")
         .port(address.port())
         .max_connections(20_000)
         .max_connections_per_peer(20_000)
-        .build()
-        .expect("options that work")
+}
+
+/// The registry of those who know the address.
+pub(super) fn fixed(address: SocketAddr) -> Fixed {
+    Fixed::new([(SERVICE, [address.to_string()])])
+}
+
+/// Serves the trait for ever.
+pub(super) async fn serve(node: Builder) {
+    let node = node.build().expect("options that work");
+    node.expose(BenchServer::new(Handler)).await.expect("the port is still free");
+    std::future::pending::<()>().await;
+}
+
+/// Calls until the first answer: the port was bound before picom listened on it.
+pub(super) async fn connect(node: Picom) -> TypedCalls {
+    let calls = TypedCalls(node.client(SERVICE));
+    for _ in 0..100 {
+        if calls.0.add(1, 2).await.is_ok() {
+            return calls;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("picom does not answer");
 }
 
 /// A node of its own for each client, and so a connection of its own.
 pub(super) fn client(address: SocketAddr) -> Picom {
-    let registry = Fixed::new([(SERVICE, [address.to_string()])]);
-    Picom::builder("load").registry(registry).build().expect("options that work")
+    Picom::builder("load").registry(fixed(address)).build().expect("options that work")
 }
 
 /// picom, typed.
@@ -124,21 +144,12 @@ impl Peer for Typed {
     type Client = TypedCalls;
 
     async fn serve(listener: TcpListener) {
-        let node = server(listener);
-        node.expose(BenchServer::new(Handler)).await.expect("the port is still free");
-        std::future::pending::<()>().await;
+        let registry = fixed(listener.local_addr().expect("a bound address"));
+        serve(server(listener).registry(registry)).await;
     }
 
     async fn connect(address: SocketAddr) -> TypedCalls {
-        let calls = TypedCalls(client(address).client(SERVICE));
-        // The port was bound before picom listened on it.
-        for _ in 0..100 {
-            if calls.0.add(1, 2).await.is_ok() {
-                return calls;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("picom does not answer");
+        connect(client(address)).await
     }
 }
 

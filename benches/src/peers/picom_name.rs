@@ -9,7 +9,7 @@ use futures::stream;
 use picom::{Bytes, Context, Methods, Picom, Status, args};
 use serde::Deserialize;
 
-use super::picom::{SERVICE, add_up, chunks, client, count_bytes, sent, server};
+use super::picom::{SERVICE, add_up, chunks, client, count_bytes, fixed, sent, server};
 use crate::peer::{Client, Feed, Peer};
 
 #[derive(Deserialize)]
@@ -57,7 +57,8 @@ impl Peer for ByName {
     type Client = CallsByName;
 
     async fn serve(listener: TcpListener) {
-        let node = server(listener);
+        let registry = fixed(listener.local_addr().expect("a bound address"));
+        let node = server(listener).registry(registry).build().expect("options that work");
         node.expose(methods()).await.expect("the port is still free");
         std::future::pending::<()>().await;
     }

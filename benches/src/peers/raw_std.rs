@@ -53,9 +53,9 @@ fn request(out: &mut Vec<u8>, a: u64, place: u32) {
     out.extend_from_slice(&place.to_le_bytes());
 }
 
-/// A closed loop: every answer is followed by the next request, and all that one read brought go in one write.
-pub(crate) fn load(workload: &str, plan: &Plan) -> Figures {
-    let in_flight = calls::in_flight(workload).expect("raw-std does W1 and W2");
+/// W1 or W2 in a closed loop: every answer is followed by the next request, and all that one read brought go in one write.
+pub(crate) fn load(workload: &str, plan: &Plan) -> Option<Figures> {
+    let in_flight = calls::in_flight(workload)?;
     let mut stream = TcpStream::connect(plan.address).expect("a server");
     stream.set_nodelay(true).expect("an open connection");
     let (mut inbox, mut out, mut have) = (vec![0; BUFFER], Vec::with_capacity(BUFFER), 0);
@@ -86,7 +86,9 @@ pub(crate) fn load(workload: &str, plan: &Plan) -> Figures {
         have -= whole;
         match &watch {
             None if begin.elapsed() >= WARM_UP => watch = Some(plan.watch()),
-            Some(watch) if watch.elapsed() >= plan.measured => return calls::figures(watch.stop(), calls, &latencies),
+            Some(watch) if watch.elapsed() >= plan.measured => {
+                return Some(calls::figures(watch.stop(), calls, &latencies));
+            }
             _ => {}
         }
     }

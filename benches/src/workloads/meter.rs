@@ -36,8 +36,13 @@ pub(crate) fn end() -> Histogram<u32> {
     take()
 }
 
-/// What was recorded since the last time.
-pub(crate) fn take() -> Histogram<u32> {
+/// Callers go on, and what they do does not count until the next `begin`; the histogram so far.
+pub(crate) fn pause() -> Histogram<u32> {
+    PHASE.store(WARMING, Ordering::Relaxed);
+    take()
+}
+
+fn take() -> Histogram<u32> {
     let mut sum = histogram();
     for one in ALL.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         let mut one = one.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,15 +1,20 @@
 //! What is asked of every peer.
 //!
 //! Owns the names of the workloads and the clocks around them. Must never treat peers differently. Next: `calls` for W1, W2
-//! and W3.
+//! to W3, then one file for each; W7 is W1 and W2 through another registry.
 
 pub(crate) mod calls;
+mod growth;
+mod idle;
 mod meter;
+mod mixture;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use self::streams::Stream;
 use crate::peer::Peer;
 use crate::place::cpu_seconds;
 
@@ -69,10 +74,41 @@ impl Watch {
     }
 }
 
-/// Runs one workload.
-pub(crate) async fn run<P: Peer>(workload: &str, plan: Plan) -> Figures {
-    if let Some(in_flight) = calls::in_flight(workload) {
-        return calls::adds(P::connect(plan.address).await, in_flight, &plan).await;
+impl Used {
+    /// Rate, and CPU for each of so many calls.
+    pub(crate) fn figures(self, calls: u64) -> Figures {
+        let each = |seconds: f64| seconds * 1e6 / calls as f64;
+        let mut figures = Figures::from([
+            ("rate".to_owned(), calls as f64 / self.seconds),
+            ("client_cpu_us".to_owned(), each(self.client_cpu)),
+        ]);
+        if let Some(server) = self.server_cpu {
+            figures.insert("server_cpu_us".to_owned(), each(server));
+            figures.insert("cpu_us".to_owned(), each(server + self.client_cpu));
+        }
+        figures
     }
-    panic!("there is no workload {workload:?}")
+}
+
+/// Runs one workload; `None` if the peer cannot do it.
+pub(crate) async fn run<P: Peer>(workload: &str, plan: &Plan) -> Option<Figures> {
+    let figures = if let Some(in_flight) = calls::in_flight(workload) {
+        calls::adds(P::connect(plan.address).await, in_flight, plan).await
+    } else if let Some(echoes) = calls::echoes(workload) {
+        calls::echo(P::connect(plan.address).await, echoes, plan).await
+    } else if let Some(stream) = Stream::named(workload) {
+        if !P::STREAMS {
+            return None;
+        }
+        streams::run(P::connect(plan.address).await, stream, plan).await
+    } else if let Some(connections) = idle::connections(workload) {
+        idle::run::<P>(connections, plan).await
+    } else if let Some(clients) = growth::clients(workload) {
+        growth::run::<P>(clients, plan).await
+    } else if workload == "w6" {
+        mixture::run(P::connect(plan.address).await, P::STREAMS, plan).await
+    } else {
+        panic!("there is no workload {workload:?}")
+    };
+    Some(figures)
 }

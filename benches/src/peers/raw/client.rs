@@ -48,19 +48,21 @@ impl Shared {
         if state.writer.is_none() {
             return;
         }
-        if state.slab.used == 1 {
-            if let Some(small) = state.out.only_small() {
-                if let Ok(bytes) = self.socket.try_write(small) {
-                    small.drain(..bytes);
-                    if small.is_empty() {
-                        return;
-                    }
-                }
-            }
+        if state.slab.used == 1 && self.write_now(&mut state) {
+            return;
         }
         let writer = state.writer.take();
         drop(state);
         writer.into_iter().for_each(Waker::wake);
+    }
+
+    /// Writes what is there if it is small; whether all of it is gone.
+    #[inline]
+    fn write_now(&self, state: &mut State) -> bool {
+        let Some(small) = state.out.only_small() else { return false };
+        let Ok(bytes) = self.socket.try_write(small) else { return false };
+        small.drain(..bytes);
+        small.is_empty()
     }
 }
 

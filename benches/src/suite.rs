@@ -1,0 +1,143 @@
+//! What `all` and `guard` run.
+//!
+//! Owns the lists. Must never know how a run goes. Next: `run`, `checks`.
+
+use std::process::ExitCode;
+
+use crate::checks::{Beside, guarded};
+use crate::cli::Arguments;
+use crate::consul;
+use crate::noise;
+use crate::peer::Peer as _;
+use crate::peers;
+use crate::peers::picom::Typed;
+use crate::peers::picom_consul::ThroughConsul;
+use crate::peers::raw::Raw;
+use crate::place::Mode::{self, Mt, Same, Split};
+use crate::run::Runner;
+use crate::sample::Sample;
+use crate::{table, verdict};
+
+/// Where the lines of JSON go unless told otherwise.
+const JSON: &str = "picom-bench.jsonl";
+
+/// Every workload in every mode that says something about it.
+const ALL: [(&str, Mode); 25] = [
+    ("w1", Same),
+    ("w1", Split),
+    ("w2-64", Split),
+    ("w2-256", Split),
+    ("w2-1024", Split),
+    ("w2-256", Mt),
+    ("w3-1k", Split),
+    ("w3-64k", Split),
+    ("w3-1m", Split),
+    ("w4-items-down", Split),
+    ("w4-items-up", Split),
+    ("w4-sent-down", Split),
+    ("w4-sent-up", Split),
+    ("w4-chunks-down", Split),
+    ("w4-chunks-up", Split),
+    ("w5-1000", Split),
+    ("w5-10000", Split),
+    ("w6", Split),
+    ("w6", Mt),
+    ("w8-1", Split),
+    ("w8-10", Split),
+    ("w8-100", Split),
+    ("w8-1000", Split),
+    ("w8-1", Mt),
+    ("w8-1000", Mt),
+];
+
+/// W7: these two also through Consul.
+const RESOLVED: [(&str, Mode); 2] = [("w1", Split), ("w2-256", Split)];
+
+pub(crate) fn all(arguments: &Arguments) {
+    let mut runner = Runner::new(arguments, Some(JSON.to_owned()));
+    let names: Option<String> = arguments.option("peers");
+    let peers: Vec<String> = match &names {
+        Some(names) => names.split(',').map(str::to_owned).collect(),
+        None => peers::ALL.iter().map(|&name| name.to_owned()).collect(),
+    };
+    println!(
+        "{} workloads, {} peers, {} repetitions: about {:.0} minutes on a quiet machine",
+        ALL.len(),
+        peers.len(),
+        runner.repetitions,
+        (ALL.len() * peers.len() * runner.repetitions) as f64 * (runner.seconds + 1.0) / 60.0,
+    );
+    if consul::program().is_none() {
+        println!("W7 is skipped: there is no Consul at $CONSUL_BIN, and no `consul` on the path");
+    }
+    let mut samples = Vec::new();
+    for (workload, mode) in ALL {
+        let mut peers = peers.clone();
+        if RESOLVED.contains(&(workload, mode)) && peers.iter().any(|peer| peer == Typed::NAME) {
+            peers.push(ThroughConsul::NAME.to_owned());
+        }
+        let more = runner.workload(&peers, workload, mode);
+        table::figures(&more);
+        samples.extend(more);
+    }
+    verdict::table(&samples);
+}
+
+pub(crate) fn table(arguments: &mut Arguments) {
+    let path = arguments.next();
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let read = |line: &str| serde_json::from_str::<Sample>(line).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let samples: Vec<Sample> = text.lines().map(read).collect();
+    let mut blocks: Vec<(&str, &str)> = Vec::new();
+    for sample in &samples {
+        let block = (sample.workload.as_str(), sample.mode.as_str());
+        if !blocks.contains(&block) {
+            blocks.push(block);
+        }
+    }
+    for (workload, mode) in blocks {
+        let here = |sample: &&Sample| sample.workload == workload && sample.mode == mode;
+        table::figures(&samples.iter().filter(here).cloned().collect::<Vec<_>>());
+    }
+    verdict::table(&samples);
+}
+
+/// Tries until a ratio holds: neighbours can only push it down three times by chance, a slower picom pushes it down always.
+const TRIES: usize = 3;
+
+pub(crate) fn guard(arguments: &Arguments) -> ExitCode {
+    let mut runner = Runner { again: 0, ..Runner::new(arguments, None) };
+    let mut open: Vec<_> = guarded().collect();
+    for number in 1..=TRIES {
+        let mut runs: Vec<(&str, Mode)> = open.iter().map(|check| (check.workload, check.mode)).collect();
+        runs.dedup();
+        let mut samples = Vec::new();
+        for (workload, mode) in runs {
+            samples.extend([Raw::NAME, Typed::NAME].iter().filter_map(|peer| runner.one(peer, workload, mode)));
+        }
+        let noise = samples.iter().map(|sample| sample.noise).fold(0.0, f64::max);
+        println!(
+            "try {number}: others took up to {:.0} % of a core{}",
+            noise * 100.0,
+            if noise > noise::LIMIT { ", which is much" } else { "" }
+        );
+        open.retain(|check| {
+            debug_assert!(matches!(check.beside, Beside::Raw(_)), "nothing else is measured");
+            let value = verdict::reached(&samples, check.peer, check);
+            let holds = value.is_some_and(|value| check.holds(value, check.floor));
+            let shown = value.map_or("no figure".to_owned(), table::short);
+            let word = if holds { "" } else { "  MISSED" };
+            println!(
+                "  {:<32} {shown:>8} of raw, {} {}{word}",
+                check.name(),
+                if check.less { "at most" } else { "at least" },
+                check.floor
+            );
+            !holds
+        });
+        if open.is_empty() {
+            return ExitCode::SUCCESS;
+        }
+    }
+    ExitCode::FAILURE
+}
