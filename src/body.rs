@@ -11,6 +11,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::metadata::Metadata;
 use crate::proto::{Failure, Read};
+use crate::transport::buffers;
 use crate::transport::link::Link;
 use crate::wire::{self, StreamId};
 
@@ -26,6 +27,12 @@ pub(crate) enum BodyError {
     /// Too many long messages of the connection are under way.
     NoRoom,
 }
+
+/// Room that a message which comes in several pieces has at first, in bytes, if it needs as much.
+const FIRST_ROOM: usize = 2 * wire::MAX_PAYLOAD;
+
+/// How often the bytes that came may be had as room: what is only announced is not held, and what came is moved twice at most.
+const GROWTH: usize = 8;
 
 /// How many bytes the arguments of one connection's calls may have that are being put together from several pieces.
 #[derive(Debug)]
@@ -111,9 +118,6 @@ impl Cutter {
                     return Some(Err(BodyError::TooLong { len, limit: self.limit }));
                 }
                 self.need = Some(prefix + len);
-                // The length is only announced; the buffer grows with the bytes that really come.
-                let missing = prefix + len - self.partial.len();
-                self.partial.reserve(missing.min(2 * wire::MAX_PAYLOAD));
             } else {
                 if self.piece.is_empty() {
                     return None;
@@ -123,15 +127,30 @@ impl Cutter {
         }
         let need = self.need?;
         let missing = (need - self.partial.len()).min(self.piece.len());
+        self.make_room(missing, need);
         self.partial.put(self.piece.split_to(missing));
         if self.partial.len() < need {
             return None;
         }
         self.need = None;
-        let mut message = std::mem::take(&mut self.partial).freeze();
+        let mut message = self.partial.split().freeze();
+        buffers::keep(std::mem::take(&mut self.partial), need);
         let (_, prefix) = wire::parse_prefix(&message)?;
         message.advance(prefix);
         Some(Ok(message))
+    }
+
+    /// Makes room for `more` bytes of a message of `need` bytes.
+    fn make_room(&mut self, more: usize, need: usize) {
+        let have = self.partial.len() + more;
+        if have <= self.partial.capacity() {
+            return;
+        }
+        // The length is only announced: unless there is a buffer of that size already, the room grows with what really comes.
+        let mut room = buffers::used(need)
+            .unwrap_or_else(|| BytesMut::with_capacity(have.saturating_mul(GROWTH).max(FIRST_ROOM).min(need)));
+        room.put_slice(&self.partial);
+        self.partial = room;
     }
 
     /// The announced length of the message that is being put together.

@@ -29,6 +29,8 @@ pub(crate) type Pieces = BoxStream<'static, Result<Piece, WireStatus>>;
 pub(crate) struct Packed<S> {
     items: Pin<Box<S>>,
     packed: BytesMut,
+    /// The source had nothing more ready, and those who feed it were let go first.
+    waited: bool,
     /// A long message that follows what is packed.
     long: Option<Piece>,
     /// How the source ended, to be told once what is packed has left.
@@ -39,7 +41,7 @@ pub(crate) struct Packed<S> {
 impl<S> Packed<S> {
     /// Packs `items`, each at most `limit` bytes long.
     pub(crate) fn new(items: S, limit: u64) -> Self {
-        Self { items: Box::pin(items), packed: BytesMut::new(), long: None, end: None, limit }
+        Self { items: Box::pin(items), packed: BytesMut::new(), waited: false, long: None, end: None, limit }
     }
 
     fn take(&mut self) -> Piece {
@@ -101,11 +103,16 @@ where
         while this.long.is_none() && this.end.is_none() {
             match this.items.as_mut().poll_next(cx) {
                 Poll::Pending if this.packed.is_empty() => return Poll::Pending,
+                // Who feeds the source item by item may have the next ones ready in a moment, and one frame carries all.
+                Poll::Pending if !std::mem::replace(&mut this.waited, true) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Poll::Pending => return Poll::Ready(Some(Ok(this.take()))),
                 Poll::Ready(None) => this.end = Some(Ok(())),
                 Poll::Ready(Some(Err(status))) => this.end = Some(Err(status)),
                 Poll::Ready(Some(Ok(item))) => match this.push(&item) {
-                    Ok(false) => {}
+                    Ok(false) => this.waited = false,
                     Ok(true) => break,
                     Err(status) => this.end = Some(Err(status)),
                 },

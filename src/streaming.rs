@@ -3,6 +3,8 @@
 //! Owns the item streams on both sides of a call. It must never decide on retries. Look next at
 //! [`crate::body`] for how items come off a connection.
 
+mod queue;
+
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -10,13 +12,9 @@ use std::task::{Context, Poll};
 
 use futures::Stream;
 use futures::stream::BoxStream;
-use tokio::sync::mpsc;
 
 use crate::metadata::Metadata;
 use crate::status::Status;
-
-/// Items that [`channel`] holds before `send` waits.
-const CHANNEL_CAPACITY: usize = 64;
 
 /// A stream of items: `Stream<Item = Result<T, E>>`.
 ///
@@ -107,12 +105,12 @@ impl<T, E> fmt::Debug for Streaming<T, E> {
 ///
 /// Dropping the sender ends the stream properly; [`Sender::abort`] ends it with an error.
 pub fn channel<T: Send + 'static>() -> (Sender<T>, Streaming<T>) {
-    let (sender, mut items) = mpsc::channel(CHANNEL_CAPACITY);
-    (Sender(sender), Streaming::new(futures::stream::poll_fn(move |cx| items.poll_recv(cx))))
+    let (sender, items) = queue::new();
+    (Sender(sender), Streaming::new(items))
 }
 
 /// The sending side of [`channel`].
-pub struct Sender<T>(mpsc::Sender<Result<T, Status>>);
+pub struct Sender<T>(queue::Sending<Result<T, Status>>);
 
 impl<T> Sender<T> {
     /// Sends one item; waits while the other side has no room for it. Cancel safe: a cancelled `send` sent nothing.
@@ -120,7 +118,7 @@ impl<T> Sender<T> {
     /// # Errors
     /// When nobody reads any more; the item comes back.
     pub async fn send(&self, item: T) -> Result<(), SendError<T>> {
-        self.0.send(Ok(item)).await.map_err(|error| match error.0 {
+        self.0.send(Ok(item)).await.map_err(|error| match error {
             Ok(item) => SendError(item),
             // Only `Ok` was sent.
             Err(_) => unreachable!("an item came back as an error"),

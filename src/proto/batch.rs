@@ -8,8 +8,9 @@ use std::io::IoSlice;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-/// Capacity, in bytes, above which an emptied buffer is given back: what a burst needed, an idle connection does not keep.
-const KEEP: usize = 64 * 1024;
+/// Capacity, in bytes, above which an emptied buffer is given back at once. Below, it is kept for the next batch of a
+/// connection in use: a buffer that grows anew is copied several times.
+const KEEP: usize = 256 * 1024;
 
 /// Bytes to be written, in order.
 #[derive(Debug, Default)]
@@ -88,6 +89,14 @@ impl Batch {
         }
         if self.len == 0 {
             self.clear();
+        }
+    }
+
+    /// Gives back what a burst needed, which an idle connection does not keep.
+    pub(crate) fn rest(&mut self) {
+        if self.is_empty() {
+            self.arena = BytesMut::new();
+            self.segments = VecDeque::new();
         }
     }
 

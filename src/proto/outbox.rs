@@ -74,6 +74,13 @@ impl Outbox {
         self.take().clear();
     }
 
+    /// Gives the buffer back if nothing is in it.
+    pub(super) fn rest(&mut self) {
+        if self.is_empty() {
+            self.bytes = BytesMut::new();
+        }
+    }
+
     /// Appends a whole frame.
     pub(super) fn frame(&mut self, kind: Kind, stream: StreamId, payload: &[u8]) {
         self.put(|bytes| put_frame(bytes, kind, Flags::NONE, stream, payload));

@@ -42,6 +42,11 @@ impl Connection {
         }
     }
 
+    /// Gives back the memory that a burst needed.
+    pub(crate) fn rest(&mut self) {
+        self.outbox.rest();
+    }
+
     /// Some byte of the last batch was taken by the kernel; before that, its calls provably never ran.
     pub(crate) fn wrote(&mut self) {
         self.written = self.batched;

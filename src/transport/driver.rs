@@ -11,21 +11,24 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::AsyncRead;
 use tokio::time::{Instant, Sleep};
 use tokio_util::io::poll_read_buf;
 
-use super::Io;
 use super::link::{Flush, Link, Phase};
 use super::state::{News, State};
+use super::{Io, buffers};
 use crate::proto::{Config, Connection, Error, Event};
+use crate::wire::{HEADER, Header, MAX_PAYLOAD};
 
 /// Size of the read buffer of a quiet connection. Ten thousand idle connections then cost 40 MB.
 const MIN_READ: usize = 4 << 10;
 /// Size to which the read buffer grows while reads fill it. A piece of a body that is not read keeps the buffer it came in, so
 /// with pieces of 16 KiB and more a stream holds at most eight times its credit.
 const MAX_READ: usize = 128 << 10;
+/// Size of the buffers into which such reads go: two frames of the longest kind.
+const BULK: usize = 2 * (HEADER + MAX_PAYLOAD);
 /// Reads in a row that use less than a quarter of the buffer before it is halved.
 const SHRINK_AFTER: u32 = 16;
 /// Events handed on in one turn, and turns in one wake: bounds how long one connection keeps a worker.
@@ -228,19 +231,16 @@ impl<H: Handler> Driver<H> {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
-        let spare = self.buffer.capacity() - self.buffer.len();
-        if spare < MIN_READ.min(self.read_size) {
-            self.buffer.reserve(self.read_size);
-        }
-        let spare = self.buffer.capacity() - self.buffer.len();
-        let n = match poll_read_buf(Pin::new(&mut *self.read), cx, &mut self.buffer) {
+        let room = self.make_room();
+        let mut target = (&mut self.buffer).limit(room);
+        let n = match poll_read_buf(Pin::new(&mut *self.read), cx, &mut target) {
             Poll::Pending => return Ok(false),
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
             Poll::Ready(Err(error)) => return Err(Error::from(error)),
             Poll::Ready(Ok(0)) => return Err(eof(&self.buffer)),
             Poll::Ready(Ok(n)) => n,
         };
-        self.adapt(n, spare);
+        self.adapt(n, room);
         let now = Instant::now().into_std();
         let mut state = self.link.lock();
         let received = state.proto.receive(&mut self.buffer, now);
@@ -253,9 +253,36 @@ impl<H: Handler> Driver<H> {
         received.map(|()| true)
     }
 
+    /// Makes room for a read and says how much of it is to be used.
+    fn make_room(&mut self) -> usize {
+        let spare = self.buffer.capacity() - self.buffer.len();
+        if self.read_size < MAX_READ {
+            if spare < MIN_READ.min(self.read_size) {
+                self.buffer.reserve(self.read_size);
+            }
+            return self.buffer.capacity() - self.buffer.len();
+        }
+        // Of the frame at the front, which is not whole.
+        let frame = Header::parse(&self.buffer).ok().flatten().map_or(0, |header| HEADER + header.len);
+        let missing = frame.saturating_sub(self.buffer.len());
+        let again = self.buffer.is_empty() && self.buffer.try_reclaim(BULK);
+        if spare < missing.max(MIN_READ) && !again {
+            let mut next = buffers::used(BULK).unwrap_or_else(|| BytesMut::with_capacity(BULK));
+            next.extend_from_slice(&self.buffer);
+            buffers::keep(std::mem::replace(&mut self.buffer, next), BULK);
+        }
+        let spare = self.buffer.capacity() - self.buffer.len();
+        if missing == 0 || spare < missing {
+            return spare;
+        }
+        // The frames behind it are probably as long. A read that ends where one of them does leaves nothing behind to be moved
+        // to the next buffer.
+        missing + (spare - missing) / frame * frame
+    }
+
     /// Lets the buffer follow the traffic: twice as large when a read fills it, half when many reads do not need it.
-    fn adapt(&mut self, n: usize, spare: usize) {
-        if n == spare {
+    fn adapt(&mut self, n: usize, room: usize) {
+        if n == room {
             self.read_size = (self.read_size * 2).min(MAX_READ);
             self.small_reads = 0;
         } else if n < self.read_size / 4 && self.read_size > MIN_READ {
@@ -291,10 +318,15 @@ impl<H: Handler> Driver<H> {
         }
         let result = state.proto.handle_timeout(now);
         take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
+        // Time passes only where little else does: what a burst needed is given back.
+        state.proto.rest();
+        state.batch.rest();
         drop(state);
         self.wakers.drain(..).for_each(Waker::wake);
         if self.buffer.is_empty() {
-            // Time passes only where little else does: what a burst needed is given back.
+            if self.buffer.capacity() > MIN_READ {
+                buffers::forget();
+            }
             self.buffer = BytesMut::new();
             self.read_size = MIN_READ;
         }

@@ -3,6 +3,7 @@
 //! Owns I/O and wakers. It must never decide what a frame means (that is [`crate::proto`]) nor what a call does (that
 //! is `server` and `client`). Look next at [`link`] for the handle of a connection and [`driver`] for its task.
 
+pub(crate) mod buffers;
 pub(crate) mod driver;
 pub(crate) mod link;
 pub(crate) mod memory;
