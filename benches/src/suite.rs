@@ -53,7 +53,7 @@ const ALL: [(&str, Mode); 25] = [
 /// W7: these two also through Consul.
 const RESOLVED: [(&str, Mode); 2] = [("w1", Split), ("w2-256", Split)];
 
-pub(crate) fn all(arguments: &Arguments) {
+pub(crate) fn all(arguments: &Arguments) -> ExitCode {
     let mut runner = Runner::new(arguments, Some(JSON.to_owned()));
     let names: Option<String> = arguments.option("peers");
     let mut peers: Vec<String> = match &names {
@@ -87,6 +87,7 @@ pub(crate) fn all(arguments: &Arguments) {
         samples.extend(more);
     }
     verdict::table(&samples);
+    runner.end()
 }
 
 pub(crate) fn table(arguments: &mut Arguments) {
