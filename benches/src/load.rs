@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::cli::Arguments;
 use crate::peer::Peer;
-use crate::peers::{self, Visit, raw_std};
+use crate::peers::{self, Visit, moleculer, raw_std};
 use crate::place::{Mode, Side, with_parent};
 use crate::sample::Sample;
 use crate::workloads::{self, Figures, Plan};
@@ -25,6 +25,10 @@ pub(crate) fn main(mut arguments: Arguments) {
         measured: Duration::from_secs_f64(arguments.option("seconds").unwrap_or(1.0)),
         calls: arguments.option("calls"),
     };
+    if peer == moleculer::NAME {
+        let _pinned = mode.enter(Side::Client);
+        moleculer::become_it(moleculer::client(&workload, mode.name(), &plan));
+    }
     let figures = if peer == raw_std::NAME {
         let _pinned = mode.enter(Side::Client);
         raw_std::load(&workload, &plan)

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::Write as _;
+use std::process::ExitCode;
 
 use crate::cli::Arguments;
 use crate::noise;
@@ -21,6 +22,8 @@ pub(crate) struct Runner {
     /// How often a run is made again because somebody else used the machine.
     pub(crate) again: usize,
     pub(crate) json: Option<File>,
+    /// Runs that broke off: their peers have no figures, which must not look like a peer that has no such thing.
+    pub(crate) failed: Vec<String>,
 }
 
 impl Runner {
@@ -33,6 +36,7 @@ impl Runner {
                 .option("json")
                 .or(json)
                 .map(|path| File::create(&path).unwrap_or_else(|error| panic!("{path}: {error}"))),
+            failed: Vec::new(),
         }
     }
 
@@ -53,12 +57,27 @@ impl Runner {
         samples
     }
 
+    /// How the command ends: with the failures, if there were any.
+    pub(crate) fn end(&self) -> ExitCode {
+        for failed in &self.failed {
+            eprintln!("FAILED: {failed}");
+        }
+        if self.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+
     /// One run, made again while there was noise, as often as that may be; the quietest.
     pub(crate) fn one(&mut self, peer: &str, workload: &str, mode: Mode) -> Option<Sample> {
         let mut best: Option<Sample> = None;
         for _ in 0..=self.again {
             let before = noise::wait();
-            let Ended::Measured(mut sample) = once(peer, workload, mode, self.seconds) else { break };
+            let mut sample = match once(peer, workload, mode, self.seconds) {
+                Ended::Measured(sample) => sample,
+                Ended::Cannot => break,
+                Ended::Failed => {
+                    self.failed.push(format!("{peer} {workload} {}", mode.name()));
+                    break;
+                }
+            };
             sample.noise = before.max(noise::look());
             if best.as_ref().is_none_or(|best| sample.noise < best.noise) {
                 best = Some(sample);
@@ -76,11 +95,12 @@ impl Runner {
     }
 }
 
-pub(crate) fn main(mut arguments: Arguments) {
+pub(crate) fn main(mut arguments: Arguments) -> ExitCode {
     let (peers, workloads) = (arguments.list(), arguments.list());
     let mode = arguments.option("mode").unwrap_or(Mode::Split);
     let mut runner = Runner::new(&arguments, None);
     for workload in &workloads {
         table::figures(&runner.workload(&peers, workload, mode));
     }
+    runner.end()
 }

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use crate::cli::Arguments;
 use crate::peer::Peer;
-use crate::peers::{self, Visit, raw_std};
+use crate::peers::{self, Visit, moleculer, raw_std};
 use crate::place::{Mode, Side, with_parent};
 
 pub(crate) fn main(mut arguments: Arguments) {
@@ -17,6 +17,10 @@ pub(crate) fn main(mut arguments: Arguments) {
     if name == raw_std::NAME {
         let _pinned = mode.enter(Side::Server);
         return raw_std::serve(&listen());
+    }
+    if name == moleculer::NAME {
+        let _pinned = mode.enter(Side::Server);
+        moleculer::become_it(moleculer::server());
     }
     peers::visit(&name, Serve(mode));
 }

@@ -9,10 +9,10 @@ use crate::cli::Arguments;
 use crate::consul;
 use crate::noise;
 use crate::peer::Peer as _;
-use crate::peers;
 use crate::peers::picom::Typed;
 use crate::peers::picom_consul::ThroughConsul;
 use crate::peers::raw::Raw;
+use crate::peers::{self, moleculer};
 use crate::place::Mode::{self, Mt, Same, Split};
 use crate::run::Runner;
 use crate::sample::Sample;
@@ -53,13 +53,19 @@ const ALL: [(&str, Mode); 25] = [
 /// W7: these two also through Consul.
 const RESOLVED: [(&str, Mode); 2] = [("w1", Split), ("w2-256", Split)];
 
-pub(crate) fn all(arguments: &Arguments) {
+pub(crate) fn all(arguments: &Arguments) -> ExitCode {
     let mut runner = Runner::new(arguments, Some(JSON.to_owned()));
     let names: Option<String> = arguments.option("peers");
-    let peers: Vec<String> = match &names {
+    let mut peers: Vec<String> = match &names {
         Some(names) => names.split(',').map(str::to_owned).collect(),
         None => peers::ALL.iter().map(|&name| name.to_owned()).collect(),
     };
+    if peers.iter().any(|peer| peer == moleculer::NAME)
+        && let Err(reason) = moleculer::install()
+    {
+        println!("{} is skipped: {reason}", moleculer::NAME);
+        peers.retain(|peer| peer != moleculer::NAME);
+    }
     println!(
         "{} workloads, {} peers, {} repetitions: about {:.0} minutes on a quiet machine",
         ALL.len(),
@@ -81,6 +87,7 @@ pub(crate) fn all(arguments: &Arguments) {
         samples.extend(more);
     }
     verdict::table(&samples);
+    runner.end()
 }
 
 pub(crate) fn table(arguments: &mut Arguments) {

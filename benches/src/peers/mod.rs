@@ -2,6 +2,7 @@
 //!
 //! Owns the names. Must never know what is measured. Next: `raw`, the practical limit; `picom`, what is measured.
 
+pub(crate) mod moleculer;
 pub(crate) mod picom;
 pub(crate) mod picom_consul;
 pub(crate) mod picom_name;
@@ -26,6 +27,7 @@ pub(crate) const ALL: &[&str] = &[
     tarpc::TarpcMp::NAME,
     tonic::Tonic::NAME,
     volo::Volo::NAME,
+    moleculer::NAME,
 ];
 
 /// Something that is done with a peer whose name is known only at run time.

@@ -1,10 +1,13 @@
 //! Every peer answers right, over a real socket: a peer that is fast and wrong has no figures.
 
-use super::{picom, picom_name, raw, tarpc, tonic, volo};
+use super::{moleculer, picom, picom_name, raw, tarpc, tonic, volo};
 use crate::peer::{Client, Feed, Peer};
+use crate::workloads::Plan;
 use bytes::Bytes;
 use futures::future::join_all;
+use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
+use std::process::Stdio;
 use std::time::Duration;
 
 /// More than fills any window or queue once, and little enough for an unoptimised build.
@@ -41,6 +44,24 @@ async fn tonic_answers_right() {
 #[tokio::test]
 async fn volo_answers_right() {
     check::<volo::Volo>().await;
+}
+
+/// Where it can be installed.
+#[test]
+fn moleculer_answers_right() {
+    if let Err(reason) = moleculer::install() {
+        println!("skipped: {reason}");
+        return;
+    }
+    let mut server = moleculer::server().stdout(Stdio::piped()).spawn().unwrap();
+    let mut address = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut address).unwrap();
+    let plan =
+        Plan { address: address.trim().parse().unwrap(), server: None, measured: Duration::from_secs(1), calls: None };
+    let status = moleculer::client("check", "mt", &plan).status();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(status.unwrap().success());
 }
 
 async fn check<P: Peer>() {
