@@ -24,6 +24,11 @@ impl Connection {
         !self.outbox.is_empty() || self.bulk_can_go()
     }
 
+    /// How many bytes of small frames wait.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.outbox.end()
+    }
+
     /// Fills an empty batch: all small frames, then a quantum of bulk. May produce events.
     pub(crate) fn transmit(&mut self, batch: &mut Batch) {
         if !batch.is_empty() {
