@@ -68,7 +68,8 @@ pub(crate) fn table(samples: &[Sample]) {
         };
         let mut line = format!("{:<32} {:>8} {:>8}", check.name(), short(value), by_name.map_or(String::new(), short));
         // Neighbours hardly change what a call costs: where they are loud, this says more than the rate.
-        let cpu = (check.figure == "rate").then(|| reached(samples, check.peer, &Check { figure: "cpu_us", ..*check }));
+        let rate = check.figure == "rate" && !matches!(check.beside, Beside::Best(_));
+        let cpu = rate.then(|| reached(samples, check.peer, &Check { figure: "cpu_us", ..*check }));
         let cpu = cpu.flatten().map_or(String::new(), short);
         line += &format!(" {:>7} {:>7} {cpu:>7}", check.floor, check.target);
         let ratios: Vec<(&str, Option<f64>)> =
