@@ -47,9 +47,9 @@ which somebody else took more than 5 % of a core is made again, once, or --again
 fn main() -> ExitCode {
     let mut arguments = Arguments::parse(std::env::args().skip(1));
     match arguments.next().as_str() {
-        "all" => suite::all(&arguments),
+        "all" => return suite::all(&arguments),
         "guard" => return suite::guard(&arguments),
-        "run" => run::main(arguments),
+        "run" => return run::main(arguments),
         "table" => suite::table(&mut arguments),
         "serve" => serve::main(arguments),
         "load" => load::main(arguments),

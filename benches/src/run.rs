@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
+use std::process::ExitCode;
 
 use crate::cli::Arguments;
 use crate::noise;
@@ -22,6 +23,8 @@ pub(crate) struct Runner {
     /// How often a run is made again because somebody else used the machine.
     pub(crate) again: usize,
     pub(crate) json: Option<File>,
+    /// Runs that broke off: their peers have no figures, which must not look like a peer that has no such thing.
+    pub(crate) failed: Vec<String>,
 }
 
 impl Runner {
@@ -31,6 +34,7 @@ impl Runner {
             repetitions: arguments.option("reps").unwrap_or(3),
             again: arguments.option("again").unwrap_or(1),
             json: arguments.option("json").or(json).map(|path| create(&path)),
+            failed: Vec::new(),
         }
     }
 
@@ -51,12 +55,27 @@ impl Runner {
         samples
     }
 
+    /// How the command ends: with the failures, if there were any.
+    pub(crate) fn end(&self) -> ExitCode {
+        for failed in &self.failed {
+            eprintln!("FAILED: {failed}");
+        }
+        if self.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+
     /// One run, made again while there was noise, as often as that may be; the quietest.
     pub(crate) fn one(&mut self, peer: &str, workload: &str, mode: Mode) -> Option<Sample> {
         let mut best: Option<Sample> = None;
         for _ in 0..=self.again {
             let before = noise::wait();
-            let Ended::Measured(mut sample) = once(peer, workload, mode, self.seconds) else { break };
+            let mut sample = match once(peer, workload, mode, self.seconds) {
+                Ended::Measured(sample) => sample,
+                Ended::Cannot => break,
+                Ended::Failed => {
+                    self.failed.push(format!("{peer} {workload} {}", mode.name()));
+                    break;
+                }
+            };
             sample.noise = before.max(noise::look());
             if best.as_ref().is_none_or(|best| sample.noise < best.noise) {
                 best = Some(sample);
@@ -79,11 +98,12 @@ fn create(path: &str) -> File {
     folder.and_then(|()| File::create(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-pub(crate) fn main(mut arguments: Arguments) {
+pub(crate) fn main(mut arguments: Arguments) -> ExitCode {
     let (peers, workloads) = (arguments.list(), arguments.list());
     let mode = arguments.option("mode").unwrap_or(Mode::Split);
     let mut runner = Runner::new(&arguments, None);
     for workload in &workloads {
         table::figures(&runner.workload(&peers, workload, mode));
     }
+    runner.end()
 }

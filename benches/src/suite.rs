@@ -53,18 +53,17 @@ const ALL: [(&str, Mode); 25] = [
 /// W7: these two also through Consul.
 const RESOLVED: [(&str, Mode); 2] = [("w1", Split), ("w2-256", Split)];
 
-pub(crate) fn all(arguments: &Arguments) {
+pub(crate) fn all(arguments: &Arguments) -> ExitCode {
     let mut runner = Runner::new(arguments, Some(JSON.to_owned()));
     let names: Option<String> = arguments.option("peers");
     let mut peers: Vec<String> = match &names {
         Some(names) => names.split(',').map(str::to_owned).collect(),
         None => peers::ALL.iter().map(|&name| name.to_owned()).collect(),
     };
-    if peers.iter().any(|peer| peer == moleculer::NAME) {
-        if let Err(reason) = moleculer::install() {
-            println!("{} is skipped: {reason}", moleculer::NAME);
-            peers.retain(|peer| peer != moleculer::NAME);
-        }
+    let installed = peers.iter().any(|peer| peer == moleculer::NAME).then(moleculer::install);
+    if let Some(Err(reason)) = installed {
+        println!("{} is skipped: {reason}", moleculer::NAME);
+        peers.retain(|peer| peer != moleculer::NAME);
     }
     println!(
         "{} workloads, {} peers, {} repetitions: about {:.0} minutes on a quiet machine",
@@ -88,6 +87,7 @@ pub(crate) fn all(arguments: &Arguments) {
         samples.extend(more);
     }
     verdict::table(&samples);
+    runner.end()
 }
 
 pub(crate) fn table(arguments: &mut Arguments) {
