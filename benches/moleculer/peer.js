@@ -65,14 +65,14 @@ function caller(client, workload) {
         const back = await client.call("bench.echo", { body });
         if (back.length !== size) throw new Error("the body is wrong");
     };
-    return { inFlight: echoing, call };
+    return { inFlight: echoing, call, size };
 }
 
 function text(size) {
     return Array.from({ length: size }, (_, i) => String.fromCharCode(97 + ((i * 31) % 26))).join("");
 }
 
-async function measure({ inFlight, call }, seconds, server) {
+async function measure({ inFlight, call, size }, seconds, server) {
     const latencies = createHistogram({ lowest: 1, highest: 60e9, figures: 3 });
     let measuring = false;
     let over = false;
@@ -99,6 +99,7 @@ async function measure({ inFlight, call }, seconds, server) {
     const ofBoth = server ? { server_cpu_us: theirs / calls, cpu_us: (client + theirs) / calls } : {};
     return {
         rate: calls / elapsed,
+        ...(size ? { mb_s: (calls * size) / 1e6 / elapsed } : {}),
         client_cpu_us: client / calls,
         ...ofBoth,
         p50_us: latencies.percentile(50) / 1e3,

@@ -3,8 +3,9 @@
 //! Owns what is kept of the runs, also as lines of JSON. Must never choose among runs by their results, only by the noise
 //! beside them. Next: `process` for one run, `noise`, `table`.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::cli::Arguments;
@@ -32,10 +33,7 @@ impl Runner {
             seconds: arguments.option("seconds").unwrap_or(1.0),
             repetitions: arguments.option("reps").unwrap_or(3),
             again: arguments.option("again").unwrap_or(1),
-            json: arguments
-                .option("json")
-                .or(json)
-                .map(|path| File::create(&path).unwrap_or_else(|error| panic!("{path}: {error}"))),
+            json: arguments.option("json").or(json).map(|path| create(&path)),
             failed: Vec::new(),
         }
     }
@@ -93,6 +91,11 @@ impl Runner {
         }
         Some(sample)
     }
+}
+
+fn create(path: &str) -> File {
+    let folder = Path::new(path).parent().map_or(Ok(()), fs::create_dir_all);
+    folder.and_then(|()| File::create(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 pub(crate) fn main(mut arguments: Arguments) -> ExitCode {

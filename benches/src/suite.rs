@@ -19,7 +19,7 @@ use crate::sample::Sample;
 use crate::{table, verdict};
 
 /// Where the lines of JSON go unless told otherwise.
-const JSON: &str = "picom-bench.jsonl";
+const JSON: &str = "target/picom-bench.jsonl";
 
 /// Every workload in every mode that says something about it.
 const ALL: [(&str, Mode); 25] = [
@@ -60,9 +60,8 @@ pub(crate) fn all(arguments: &Arguments) -> ExitCode {
         Some(names) => names.split(',').map(str::to_owned).collect(),
         None => peers::ALL.iter().map(|&name| name.to_owned()).collect(),
     };
-    if peers.iter().any(|peer| peer == moleculer::NAME)
-        && let Err(reason) = moleculer::install()
-    {
+    let installed = peers.iter().any(|peer| peer == moleculer::NAME).then(moleculer::install);
+    if let Some(Err(reason)) = installed {
         println!("{} is skipped: {reason}", moleculer::NAME);
         peers.retain(|peer| peer != moleculer::NAME);
     }
@@ -76,6 +75,7 @@ pub(crate) fn all(arguments: &Arguments) -> ExitCode {
     if consul::program().is_none() {
         println!("W7 is skipped: there is no Consul at $CONSUL_BIN, and no `consul` on the path");
     }
+    println!("every run goes to {} as a line of JSON", arguments.option("json").unwrap_or(JSON.to_owned()));
     let mut samples = Vec::new();
     for (workload, mode) in ALL {
         let mut peers = peers.clone();

@@ -48,7 +48,7 @@ impl Check {
     }
 }
 
-/// One line for each check: picom's ratio, its bounds, its ratio to every other framework, and what was missed.
+/// One line for each check: picom's ratio, its bounds, the same ratio of CPU, its ratio to every other framework, and what was missed.
 pub(crate) fn table(samples: &[Sample]) {
     let mut others: Vec<&str> = Vec::new();
     for sample in samples {
@@ -57,7 +57,7 @@ pub(crate) fn table(samples: &[Sample]) {
             others.push(peer);
         }
     }
-    print!("\n{:<32} {:>8} {:>8} {:>7} {:>7}", "picom beside raw", "typed", "by name", "floor", "target");
+    print!("\n{:<32} {:>8} {:>8} {:>7} {:>7} {:>7}", "picom beside raw", "typed", "by name", "floor", "target", "cpu");
     others.iter().for_each(|peer| print!(" {:>11}", format!("x {peer}")));
     println!("  missed");
     for check in &CHECKS {
@@ -67,7 +67,11 @@ pub(crate) fn table(samples: &[Sample]) {
             _ => reached(samples, ByName::NAME, check),
         };
         let mut line = format!("{:<32} {:>8} {:>8}", check.name(), short(value), by_name.map_or(String::new(), short));
-        line += &format!(" {:>7} {:>7}", check.floor, check.target);
+        // Neighbours hardly change what a call costs: where they are loud, this says more than the rate.
+        let rate = check.figure == "rate" && !matches!(check.beside, Beside::Best(_));
+        let cpu = rate.then(|| reached(samples, check.peer, &Check { figure: "cpu_us", ..*check }));
+        let cpu = cpu.flatten().map_or(String::new(), short);
+        line += &format!(" {:>7} {:>7} {cpu:>7}", check.floor, check.target);
         let ratios: Vec<(&str, Option<f64>)> =
             others.iter().map(|peer| (*peer, beside(samples, peer, check))).collect();
         for (_, ratio) in &ratios {
