@@ -113,18 +113,8 @@ impl Connection {
         self.peer.as_deref()
     }
 
-    /// What happened since it was last asked. Receiving, sending, timeouts and ends may all produce events.
-    pub(crate) fn poll_event(&mut self) -> Option<Event> {
-        self.peek_event()?;
-        self.pop_event()
-    }
-
-    /// Takes what [`peek_event`](Self::peek_event) has just shown.
-    pub(crate) fn pop_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
-    }
-
-    /// What [`poll_event`](Self::poll_event) says next. Events of calls are large: who looks first moves them only once.
+    /// What happened first since it was last asked; [`pop_event`](Self::pop_event) takes it. Receiving, sending, timeouts and
+    /// ends may all produce events.
     pub(crate) fn peek_event(&mut self) -> Option<&Event> {
         loop {
             // A stream may have ended between the event and this question; nobody needs to hear of it any more.
@@ -149,6 +139,18 @@ impl Connection {
             }
             self.events.pop_front();
         }
+    }
+
+    /// Takes what [`peek_event`](Self::peek_event) has just shown.
+    pub(crate) fn pop_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Both at once.
+    #[cfg(test)]
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        self.peek_event()?;
+        self.pop_event()
     }
 
     /// How many streams are in use; on the client also those whose end was not read yet.

@@ -14,7 +14,7 @@
 //! Whoever drives a [`Connection`] does this, in any order and as often as it likes:
 //!
 //! - passes what was read to `receive`, unless `is_congested`; and calls `handle_timeout` when `timeout` says so
-//! - after each of these, and after each `transmit`, takes events with `poll_event` until there are none
+//! - after each of these, and after each `transmit`, takes events with `peek_event` and `pop_event` until there are none
 //! - while `wants_transmit`, fills an empty [`Batch`], writes it, and says `wrote` after the first write that took a byte
 //! - after an error of `receive` or `handle_timeout`, or once `is_closed`: writes what is left to transmit, ends the I/O, and
 //!   says `lost`, so that every stream that is still open fails

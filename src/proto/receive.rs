@@ -13,7 +13,7 @@ use super::error::{Error, foreign};
 use super::event::{Failure, Read};
 use super::streams::Known;
 use crate::wire::close::parse_close;
-use crate::wire::{Flags, Frame, Header, Kind, StreamId, WireStatus};
+use crate::wire::{Flags, Frame, FrameCodec, Header, Kind, StreamId, WireStatus};
 
 /// CREDIT below this, in bytes, counts as a control frame: nobody needs to return so little.
 const SMALL_CREDIT: u32 = 1024;
@@ -90,9 +90,8 @@ impl Connection {
         while self.phase != Phase::Closed {
             let Some(header) = Header::parse(input)? else { break };
             self.check(&header)?;
-            let Some(payload) = header.cut(input) else { break };
-            let Header { kind, flags, stream, .. } = header;
-            self.receive_frame(Frame { kind, flags, stream, payload })?;
+            let Some(frame) = FrameCodec::cut(header, input) else { break };
+            self.receive_frame(frame)?;
         }
         Ok(())
     }

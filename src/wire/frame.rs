@@ -200,16 +200,6 @@ impl Header {
         Ok(Some(Self { len, kind, flags, stream }))
     }
 
-    /// Cuts the frame that begins with this header off the front of `source`; `None` if it is not all there. Whoever reads
-    /// makes the room, as bytes come: a length that is only announced reserves nothing.
-    pub(crate) fn cut(self, source: &mut BytesMut) -> Option<Bytes> {
-        if source.len() < HEADER + self.len {
-            return None;
-        }
-        source.advance(HEADER);
-        Some(source.split_to(self.len).freeze())
-    }
-
     /// The header as bytes. A length that does not fit is cut; senders cut bodies before they come here.
     pub(crate) fn bytes(self) -> [u8; HEADER] {
         let [_, a, b, c] = u32::try_from(self.len).unwrap_or(u32::MAX).to_be_bytes();
@@ -255,14 +245,25 @@ pub(crate) struct Frame {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct FrameCodec;
 
+impl FrameCodec {
+    /// Cuts the frame that begins with this header off; `None` if it is not all there. Whoever reads makes the room, as
+    /// bytes come: a length that is only announced reserves nothing.
+    pub(crate) fn cut(header: Header, source: &mut BytesMut) -> Option<Frame> {
+        let Header { len, kind, flags, stream } = header;
+        if source.len() < HEADER + len {
+            return None;
+        }
+        source.advance(HEADER);
+        Some(Frame { kind, flags, stream, payload: source.split_to(len).freeze() })
+    }
+}
+
 impl Decoder for FrameCodec {
     type Item = Frame;
     type Error = FrameError;
 
     fn decode(&mut self, source: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
-        let Some(header) = Header::parse(source)? else { return Ok(None) };
-        let Header { kind, flags, stream, .. } = header;
-        Ok(header.cut(source).map(|payload| Frame { kind, flags, stream, payload }))
+        Ok(Header::parse(source)?.and_then(|header| Self::cut(header, source)))
     }
 }
 
