@@ -185,6 +185,14 @@ impl BodyReader {
         Self { link, id, cutter: Cutter::new(limit), held: 0, last: false, assembly: None, share: None, metadata: None }
     }
 
+    /// Reads a body that is all there.
+    pub(crate) fn whole(link: Arc<Link>, id: StreamId, limit: usize, body: Bytes) -> Self {
+        let mut reader = Self::new(link, id, limit);
+        reader.cutter.feed(body);
+        reader.last = true;
+        reader
+    }
+
     /// Counts the first message, if it comes in several pieces, against the connection's room for such.
     pub(crate) fn within(mut self, assembly: Arc<Assembly>) -> Self {
         self.assembly = Some(assembly);

@@ -3,7 +3,9 @@
 //! Owns [`Context`] and the task-local copy that nested calls read. It must never touch a connection: cancelling is
 //! done by the server's dispatch. Look next at `client/call.rs` for who inherits.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -13,9 +15,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metadata::{Metadata, MetadataError};
 
-tokio::task_local! {
-    static CURRENT: Context;
+thread_local! {
+    /// The context of the handler that is being polled on this thread. It is moved here and back, which costs no count.
+    static CURRENT: RefCell<Option<Context>> = const { RefCell::new(None) };
 }
+
+/// What a call without metadata came with.
+static NO_METADATA: Metadata = Metadata::new();
 
 /// Who called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,52 +43,94 @@ pub struct Context(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    service: Arc<str>,
-    method: Arc<str>,
-    peer: Arc<Peer>,
+    line: Arc<Line>,
     deadline: Option<Instant>,
     attempt: u8,
-    metadata: Metadata,
-    answer: Mutex<Metadata>,
+    metadata: Option<Box<Metadata>>,
+    /// Most answers have none.
+    answer: OnceLock<Mutex<Metadata>>,
     cancelled: AtomicBool,
     token: OnceLock<CancellationToken>,
 }
 
+/// What all calls of one method have in common that come over one connection.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) service: Arc<str>,
+    pub(crate) method: Arc<str>,
+    pub(crate) peer: Arc<Peer>,
+}
+
+impl Line {
+    /// Where calls come from that nobody made.
+    fn none() -> Arc<Self> {
+        static NONE: OnceLock<Arc<Line>> = OnceLock::new();
+        let none = || {
+            let peer = Peer { node: "".into(), addr: None, incarnation: 0 };
+            Arc::new(Self { service: "".into(), method: "".into(), peer: Arc::new(peer) })
+        };
+        Arc::clone(NONE.get_or_init(none))
+    }
+}
+
 impl Context {
     pub(crate) fn new(
-        service: Arc<str>,
-        method: Arc<str>,
-        peer: Arc<Peer>,
+        line: Arc<Line>,
         deadline: Option<Instant>,
         attempt: u8,
-        metadata: Metadata,
+        metadata: Option<Box<Metadata>>,
     ) -> Self {
         Self(Arc::new(Inner {
-            service,
-            method,
-            peer,
+            line,
             deadline,
             attempt,
             metadata,
-            answer: Mutex::default(),
+            answer: OnceLock::new(),
             cancelled: AtomicBool::new(false),
             token: OnceLock::new(),
         }))
     }
 
+    /// The context of a new call on a line. The one of a call that is over serves again, unless somebody still holds it.
+    pub(crate) fn begin(
+        over: Option<Self>,
+        line: &Arc<Line>,
+        deadline: Option<Instant>,
+        attempt: u8,
+        metadata: Option<Box<Metadata>>,
+    ) -> Self {
+        if let Some(mut context) = over {
+            if let Some(inner) = Arc::get_mut(&mut context.0) {
+                inner.deadline = deadline;
+                inner.attempt = attempt;
+                inner.metadata = metadata;
+                inner.answer.take();
+                *inner.cancelled.get_mut() = false;
+                inner.token.take();
+                return context;
+            }
+        }
+        Self::new(Arc::clone(line), deadline, attempt, metadata)
+    }
+
+    /// Whether keeping it for [`begin`](Self::begin) keeps nothing large.
+    pub(crate) fn is_small(&self) -> bool {
+        self.0.metadata.is_none() && self.0.answer.get().is_none()
+    }
+
     /// The service that was called.
     pub fn service(&self) -> &str {
-        &self.0.service
+        &self.0.line.service
     }
 
     /// The method that was called, by the name that the caller used.
     pub fn method(&self) -> &str {
-        &self.0.method
+        &self.0.line.method
     }
 
     /// Who called.
     pub fn peer(&self) -> &Peer {
-        &self.0.peer
+        &self.0.line.peer
     }
 
     /// When the caller stops waiting; `None` if it waits as long as it takes.
@@ -102,7 +150,7 @@ impl Context {
 
     /// What the caller sent beside the arguments.
     pub fn metadata(&self) -> &Metadata {
-        &self.0.metadata
+        self.0.metadata.as_deref().unwrap_or(&NO_METADATA)
     }
 
     /// Adds metadata to the answer. Only what is added before the answer begins is sent.
@@ -110,11 +158,13 @@ impl Context {
     /// # Errors
     /// When the key is not allowed or the metadata would exceed its limits.
     pub fn set_answer_metadata(&self, key: &str, value: &str) -> Result<(), MetadataError> {
-        self.0.answer.lock().unwrap_or_else(PoisonError::into_inner).insert(key, value)
+        let answer = self.0.answer.get_or_init(Mutex::default);
+        answer.lock().unwrap_or_else(PoisonError::into_inner).insert(key, value)
     }
 
-    pub(crate) fn take_answer_metadata(&self) -> Metadata {
-        std::mem::take(&mut *self.0.answer.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn take_answer_metadata(&self) -> Option<Metadata> {
+        let answer = self.0.answer.get()?;
+        Some(std::mem::take(&mut *answer.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Whether the caller has given up, is gone, or its deadline has passed. The handler itself is dropped then; this is
@@ -145,39 +195,57 @@ impl Context {
 
     /// The context of the handler that runs here, if one does.
     pub fn current() -> Option<Self> {
-        CURRENT.try_with(Clone::clone).ok()
+        Self::with_current(|context| context.cloned())
     }
 
     /// Reads the context of the handler that runs here without cloning it.
     pub(crate) fn with_current<T>(read: impl FnOnce(Option<&Self>) -> T) -> T {
         let mut read = Some(read);
-        let inside = CURRENT.try_with(|context| read.take().map(|read| read(Some(context))));
+        let inside = CURRENT.try_with(|current| read.take().map(|read| read(current.borrow().as_ref())));
         match (inside, read) {
             (Ok(Some(value)), _) => value,
+            // The thread is at its end.
             (_, Some(read)) => read(None),
             // `read` is taken only where its value is returned.
             (_, None) => unreachable!("the reader ran but returned nothing"),
         }
     }
 
-    /// Runs `f`, here and now, as part of this call.
-    pub(crate) fn enter<T>(&self, f: impl FnOnce() -> T) -> T {
-        CURRENT.sync_scope(self.clone(), f)
+    /// Runs `f`, here and now, as part of the call whose context is lent.
+    pub(crate) fn enter<T>(context: &mut Option<Self>, f: impl FnOnce() -> T) -> T {
+        let _inside = Inside::of(context);
+        f()
     }
 
     /// Runs a future as part of this call, for tasks that a handler spawns: the calls it makes inherit.
     pub async fn scope<F: Future>(self, future: F) -> F::Output {
-        CURRENT.scope(self, future).await
+        let (mut context, mut future) = (Some(self), pin!(future));
+        std::future::poll_fn(|cx| Self::enter(&mut context, || future.as_mut().poll(cx))).await
     }
 
     /// Runs a future whose calls inherit nothing from the handler in which it is made.
     pub async fn detached<F: Future>(future: F) -> F::Output {
-        let nothing = Self::new("".into(), "".into(), Self::nobody(), None, 0, Metadata::default());
-        CURRENT.scope(nothing, future).await
+        Self::new(Line::none(), None, 0, None).scope(future).await
     }
+}
 
-    fn nobody() -> Arc<Peer> {
-        static NOBODY: OnceLock<Arc<Peer>> = OnceLock::new();
-        Arc::clone(NOBODY.get_or_init(|| Arc::new(Peer { node: "".into(), addr: None, incarnation: 0 })))
+/// A context lent to this thread; it goes back to where it came from, however the work in it ends.
+struct Inside<'a>(&'a mut Option<Context>);
+
+impl<'a> Inside<'a> {
+    fn of(context: &'a mut Option<Context>) -> Self {
+        swap(context);
+        Self(context)
     }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        swap(self.0);
+    }
+}
+
+fn swap(context: &mut Option<Context>) {
+    // A thread at its end has no place for it; then nothing is inherited.
+    let _ = CURRENT.try_with(|current| std::mem::swap(&mut *current.borrow_mut(), context));
 }

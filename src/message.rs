@@ -8,6 +8,7 @@ mod shared;
 
 use std::any::{Any, TypeId};
 use std::collections::BTreeMap;
+use std::io;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use found::Found;
@@ -37,8 +38,28 @@ pub(crate) fn encode<T: Serialize + 'static>(value: &T, out: &mut BytesMut) -> R
         out.put_slice(bytes);
         return Ok(());
     }
-    let mut serializer = rmp_serde::Serializer::new(out.writer()).with_struct_map();
+    let mut serializer = rmp_serde::Serializer::new(Appending(out)).with_struct_map();
     value.serialize(&mut serializer).map_err(|error| MessageError(error.to_string()))
+}
+
+/// Writes behind what is there. Unlike the writer of `bytes` it takes everything at once, which counts: a value is many
+/// writes of a few bytes.
+struct Appending<'a>(&'a mut BytesMut);
+
+impl io::Write for Appending<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Appends `value` as one MessagePack value, but for long `Bytes`: those come back with their places in what was appended.

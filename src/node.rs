@@ -178,7 +178,6 @@ impl Picom {
     pub fn channel(&self, service: &str) -> Channel {
         let mut pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get(service) {
-            pool.touch();
             return Channel::new(Arc::clone(pool));
         }
         // What no client holds and no call has named for long is forgotten, and with it the watch in the registry.

@@ -7,7 +7,7 @@ mod support;
 use std::future::IntoFuture;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt, stream};
+use futures::{FutureExt, Stream, StreamExt, stream};
 use picom::registry::{Fixed, Memory};
 use picom::{Code, Context, Execution, Methods, Picom, Status};
 use support::nodes::{Guards, PROMPT, SERVICE, builder, pair, pair_with, witness};
@@ -80,11 +80,11 @@ async fn the_earliest_of_call_method_and_node_counts_and_ends_the_handler() {
     for what in ["the method's", "the node's", "the call's timeout", "the call's deadline", "the earlier of two"] {
         let begun = Instant::now();
         let call = match what {
-            "the method's" => slow.limited().into_future(),
-            "the node's" => slow.unlimited().into_future(),
-            "the call's timeout" => slow.unlimited().timeout(SHORT).into_future(),
-            "the call's deadline" => slow.unlimited().deadline(begun + SHORT).into_future(),
-            _ => slow.unlimited().deadline(begun + SHORT).timeout(Duration::from_secs(9)).into_future(),
+            "the method's" => slow.limited().into_future().boxed(),
+            "the node's" => slow.unlimited().into_future().boxed(),
+            "the call's timeout" => slow.unlimited().timeout(SHORT).into_future().boxed(),
+            "the call's deadline" => slow.unlimited().deadline(begun + SHORT).into_future().boxed(),
+            _ => slow.unlimited().deadline(begun + SHORT).timeout(Duration::from_secs(9)).into_future().boxed(),
         };
         let error = call.await.unwrap_err();
         witness.began().await;

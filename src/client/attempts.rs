@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Context as TaskContext;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,15 +25,15 @@ use crate::proto::{Error, Failure, Open, OpenError};
 use crate::service;
 use crate::status::{Execution, Status};
 use crate::transport::link::Link;
-use crate::wire::Refusal;
 use crate::wire::head::MAX_NAME;
+use crate::wire::{Refusal, StreamId};
 
 /// What was settled when the call began.
 #[derive(Debug)]
 pub(super) struct Settled {
     pub(super) deadline: Option<Instant>,
     pub(super) idle: Option<Duration>,
-    pub(super) metadata: Option<Metadata>,
+    pub(super) metadata: Option<Box<Metadata>>,
     pub(super) idempotent: bool,
     pub(super) on: Option<SocketAddr>,
     pub(super) max_attempts: u32,
@@ -50,6 +51,8 @@ pub struct Attempts<A> {
     body: Option<Body>,
     settled: Settled,
     started: Instant,
+    /// Where the next attempt goes, if that is known already.
+    chosen: Option<Arc<Target>>,
     tried: Vec<Arc<Target>>,
     count: u32,
 }
@@ -81,7 +84,7 @@ impl<A: Arguments> Attempts<A> {
         started: Instant,
     ) -> Self {
         pool.budget.call(started);
-        Self { pool, method, args, body, settled, started, tried: Vec::new(), count: 0 }
+        Self { pool, method, args, body, settled, started, chosen: None, tried: Vec::new(), count: 0 }
     }
 
     /// How many attempts there were.
@@ -92,6 +95,41 @@ impl<A: Arguments> Attempts<A> {
     /// How long the call has taken so far.
     pub(super) fn elapsed(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// The first attempt, open, if that takes no waiting; then whoever polls with `cx` is woken when its answer can be read.
+    /// `None` means that [`Attempts::start`] has to do it, or to say why not.
+    pub(super) fn start_now(&mut self, now: Instant, cx: &TaskContext<'_>) -> Option<Attempt> {
+        if self.settled.on.is_some() || self.settled.deadline.is_some_and(|deadline| deadline <= now) {
+            return None;
+        }
+        let target = self.pool.choose_now()?;
+        let Some(link) = target.connected() else {
+            // Its turn must not be passed over because it is not connected yet.
+            self.chosen = Some(target);
+            return None;
+        };
+        let id = link.open(self.head(0), now.into_std(), Some(cx.waker()), |out| self.args.encode(out)).ok()?;
+        self.count = 1;
+        Some(self.opened(target, link, id))
+    }
+
+    fn opened(&self, target: Arc<Target>, link: Arc<Link>, id: StreamId) -> Attempt {
+        if let Some(body) = &self.body {
+            body.pump(Arc::clone(&link), id);
+        }
+        Attempt::new(BodyReader::new(link, id, self.settled.max_response), target)
+    }
+
+    fn head(&self, attempt: u8) -> Open<'_> {
+        Open {
+            method: self.method.name(),
+            deadline: self.settled.deadline.map(Instant::into_std),
+            idle: self.settled.idle,
+            attempt,
+            metadata: self.settled.metadata.as_deref(),
+            end: self.body.is_none(),
+        }
     }
 
     /// The next attempt, open. Failures that come before that are already behind it.
@@ -115,6 +153,9 @@ impl<A: Arguments> Attempts<A> {
     async fn target(&mut self) -> Result<Arc<Target>, Failed> {
         if let Some(addr) = self.settled.on {
             return Ok(self.pool.at(addr));
+        }
+        if let Some(target) = self.chosen.take() {
+            return Ok(target);
         }
         let picked = self.pool.pick(&self.tried, self.settled.deadline).await;
         picked.map_err(|status| self.failed(None, status))
@@ -146,22 +187,9 @@ impl<A: Arguments> Attempts<A> {
                 });
                 return Err(self.failed(Some(&target), status.with_execution(Execution::Never)));
             }
-            let head = Open {
-                method: self.method.name(),
-                deadline: self.settled.deadline.map(Instant::into_std),
-                idle: self.settled.idle,
-                attempt: u8::try_from(self.count - 1).unwrap_or(u8::MAX),
-                metadata: self.settled.metadata.as_ref(),
-                end: self.body.is_none(),
-            };
-            let error = match link.open(head, Instant::now().into_std(), |out| self.args.encode(out)) {
-                Ok(id) => {
-                    if let Some(body) = &self.body {
-                        body.pump(Arc::clone(&link), id);
-                    }
-                    let reader = BodyReader::new(link, id, self.settled.max_response);
-                    return Ok(Some(Attempt::new(reader, target)));
-                }
+            let head = self.head(u8::try_from(self.count - 1).unwrap_or(u8::MAX));
+            let error = match link.open(head, Instant::now().into_std(), None, |out| self.args.encode(out)) {
+                Ok(id) => return Ok(Some(self.opened(target, link, id))),
                 Err(error) => error,
             };
             let status = match error {

@@ -9,9 +9,10 @@ use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
+use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -20,7 +21,9 @@ use super::args::Arguments;
 use super::attempts::{Attempts, Settled};
 use super::body::{Body, IntoBody};
 use super::pool::Pool;
-use super::response::{All, First, Response, WithInfo};
+use super::response::{All, Begun, First, Response, WithInfo};
+use super::stream::Attempt;
+use crate::body::BodyError;
 use crate::context::Context;
 use crate::descriptor::MethodDescriptor;
 use crate::metadata::Metadata;
@@ -72,6 +75,14 @@ pub struct Call<A, R> {
     method: Method,
     args: A,
     body: Option<Body>,
+    /// Most calls choose nothing.
+    chosen: Option<Box<Chosen>>,
+    response: PhantomData<fn() -> R>,
+}
+
+/// What was chosen for one call.
+#[derive(Default)]
+struct Chosen {
     timeout: Option<Duration>,
     deadline: Option<Instant>,
     idle: Option<Duration>,
@@ -81,86 +92,91 @@ pub struct Call<A, R> {
     idempotent: bool,
     collect_limit: Option<usize>,
     problem: Option<Status>,
-    response: PhantomData<fn() -> R>,
+}
+
+/// The choices of a call without any.
+static NOTHING: Chosen = Chosen {
+    timeout: None,
+    deadline: None,
+    idle: None,
+    metadata: Metadata::new(),
+    on: None,
+    retries: None,
+    idempotent: false,
+    collect_limit: None,
+    problem: None,
+};
+
+impl Chosen {
+    fn note<E: fmt::Display>(&mut self, result: Result<(), E>) {
+        if let Err(error) = result {
+            self.problem.get_or_insert_with(|| Status::invalid_argument(error.to_string()));
+        }
+    }
 }
 
 impl<A, R> Call<A, R> {
     pub(super) fn new(pool: Arc<Pool>, method: Method, args: A) -> Self {
-        Self {
-            pool,
-            method,
-            args,
-            body: None,
-            timeout: None,
-            deadline: None,
-            idle: None,
-            metadata: Metadata::new(),
-            on: None,
-            retries: None,
-            idempotent: false,
-            collect_limit: None,
-            problem: None,
-            response: PhantomData,
-        }
+        Self { pool, method, args, body: None, chosen: None, response: PhantomData }
+    }
+
+    fn choose(&mut self) -> &mut Chosen {
+        self.chosen.get_or_insert_default()
     }
 
     /// Ends the call after this time, counted from when it is awaited, over all attempts. The default is the method's
     /// deadline, else 30 seconds for calls that do not stream and none for those that do. A deadline that the context
     /// inherits still holds if it is earlier.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = Some(timeout);
+        self.choose().timeout = Some(timeout);
         self
     }
 
     /// Ends the call at this moment; see [`Call::timeout`].
     pub fn deadline(mut self, deadline: Instant) -> Self {
-        self.deadline = Some(deadline);
+        self.choose().deadline = Some(deadline);
         self
     }
 
     /// How long a streaming call may wait for its peer without anything moving in either direction; the default is 60
     /// seconds. [`Duration::MAX`] is for ever.
     pub fn idle_timeout(mut self, idle: Duration) -> Self {
-        self.idle = Some(idle);
+        self.choose().idle = Some(idle);
         self
     }
 
     /// Sends metadata beside the arguments. What is wrong with it fails the call.
     pub fn metadata(mut self, key: &str, value: &str) -> Self {
-        let inserted = self.metadata.insert(key, value);
-        self.note(inserted);
+        let chosen = self.choose();
+        let inserted = chosen.metadata.insert(key, value);
+        chosen.note(inserted);
         self
     }
 
     /// Sends metadata that calls made while this one is handled pass on, and so on down the chain.
     pub fn metadata_inherited(mut self, key: &str, value: &str) -> Self {
-        let inserted = self.metadata.insert_inherited(key, value);
-        self.note(inserted);
+        let chosen = self.choose();
+        let inserted = chosen.metadata.insert_inherited(key, value);
+        chosen.note(inserted);
         self
-    }
-
-    fn note<E: fmt::Display>(&mut self, result: Result<(), E>) {
-        if let Err(error) = result {
-            self.problem.get_or_insert_with(|| Status::invalid_argument(error.to_string()));
-        }
     }
 
     /// Calls this endpoint and no other.
     pub fn on(mut self, endpoint: impl Into<SocketAddr>) -> Self {
-        self.on = Some(endpoint.into());
+        self.choose().on = Some(endpoint.into());
         self
     }
 
     /// How often the call may be tried again where that is safe; the default is the node's `retries`, 3. There are never
     /// more than five attempts in all.
     pub fn retries(mut self, retries: u32) -> Self {
-        self.retries = Some(retries);
+        self.choose().retries = Some(retries);
         self
     }
 
     /// Says that running the method twice does no harm, so that it may be tried again after a lost connection.
     pub fn idempotent(mut self) -> Self {
-        self.idempotent = true;
+        self.choose().idempotent = true;
         self
     }
 
@@ -171,22 +187,8 @@ impl<A, R> Call<A, R> {
     }
 
     fn returning<S>(self) -> Call<A, S> {
-        Call {
-            pool: self.pool,
-            method: self.method,
-            args: self.args,
-            body: self.body,
-            timeout: self.timeout,
-            deadline: self.deadline,
-            idle: self.idle,
-            metadata: self.metadata,
-            on: self.on,
-            retries: self.retries,
-            idempotent: self.idempotent,
-            collect_limit: self.collect_limit,
-            problem: self.problem,
-            response: PhantomData,
-        }
+        let Self { pool, method, args, body, chosen, response: _ } = self;
+        Call { pool, method, args, body, chosen, response: PhantomData }
     }
 
     /// Also returns what is known about the call beside its answer: the output becomes `(answer, CallInfo)`.
@@ -205,56 +207,61 @@ impl<A, T> Call<A, First<T>> {
 impl<A, T> Call<A, All<T>> {
     /// Most items that are collected; more are an error. The default is the node's `collect_limit`.
     pub fn limit(mut self, items: usize) -> Self {
-        self.collect_limit = Some(items);
+        self.choose().collect_limit = Some(items);
         self
     }
 }
 
 impl<A: Arguments, R: Response> Call<A, R> {
-    async fn make(mut self) -> Result<R::Output, R::Error> {
-        let now = Instant::now();
-        let identity = Arc::clone(&self.pool.identity);
-        let options = &identity.options;
-        let limit = self.collect_limit.unwrap_or(options.collect_limit);
-        let described = self.method.described();
-        let streams = R::STREAMS || self.body.is_some();
+    /// Decides everything that does not depend on who answers. Also says how many items may be collected, and what was
+    /// wrong with the choices.
+    fn settle(self, now: Instant) -> (Attempts<A>, usize, Option<Status>) {
+        let Self { pool, method, args, body, chosen, response: _ } = self;
+        let options = &pool.identity.options;
+        let own = chosen.as_deref().unwrap_or(&NOTHING);
+        let described = method.described();
+        let streams = R::STREAMS || body.is_some();
 
-        let own = self.timeout.map(|timeout| at(now, timeout)).into_iter().chain(self.deadline).min();
         let default = described.and_then(|method| method.deadline).or(if streams { None } else { options.deadline });
+        let timeout = if own.deadline.is_some() { own.timeout } else { own.timeout.or(default) };
         let (inherited, metadata, in_retried_call) = Context::with_current(|context| match context {
             None => (None, None, false),
             Some(context) => {
                 let inherited = context.deadline().map(|deadline| leave_margin(now, deadline));
-                (inherited, Some(context.metadata().inherited()), context.attempt() > 0)
+                let metadata = context.metadata().inherited();
+                (inherited, (!metadata.is_empty()).then_some(metadata), context.attempt() > 0)
             }
         });
-        let deadline = own.or_else(|| default.map(|default| at(now, default))).into_iter().chain(inherited).min();
-        for (key, value) in metadata.iter().flat_map(Metadata::iter) {
-            if self.metadata.get(key).is_none() {
-                let inserted = self.metadata.insert_inherited(key, value);
-                self.note(inserted);
-            }
-        }
-
-        let retries = self.retries.unwrap_or(options.retries);
+        let until = timeout.map(|timeout| at(now, timeout));
+        let deadline = [until, own.deadline, inherited].into_iter().flatten().min();
+        let retries = own.retries.unwrap_or(options.retries);
         // A call that is made on behalf of one that was itself tried again is not multiplied further, or a chain of services
         // would turn one failure into a storm. What a server has not even accepted may still go to one other.
-        let chained = in_retried_call && self.retries.is_none();
-        let settled = Settled {
+        let chained = in_retried_call && own.retries.is_none();
+        let mut settled = Settled {
             deadline,
-            idle: if streams { self.idle.or(options.stream_idle).filter(|idle| *idle != Duration::MAX) } else { None },
-            metadata: (!self.metadata.is_empty()).then_some(self.metadata),
-            idempotent: self.idempotent || described.is_some_and(|method| method.idempotent),
-            on: self.on,
+            idle: if streams { own.idle.or(options.stream_idle).filter(|idle| *idle != Duration::MAX) } else { None },
+            metadata: None,
+            idempotent: own.idempotent || described.is_some_and(|method| method.idempotent),
+            on: own.on,
             max_attempts: if chained { 1 } else { retries.saturating_add(1) },
             max_failovers: if chained { 2.min(retries.saturating_add(1)) } else { retries.saturating_add(1) },
             max_response: described.and_then(|method| method.max_response).unwrap_or(options.max_message),
         };
-        let attempts = Attempts::new(self.pool, self.method, self.args, self.body, settled, now);
-        if let Some(problem) = self.problem {
-            return Err(attempts.failed(None, problem.with_execution(Execution::Never)).into_error());
+        let limit = own.collect_limit.unwrap_or(options.collect_limit);
+        let mut problem = None;
+        if chosen.is_some() || metadata.is_some() {
+            let mut chosen = chosen.map_or_else(Chosen::default, |chosen| *chosen);
+            for (key, value) in metadata.iter().flat_map(Metadata::iter) {
+                if chosen.metadata.get(key).is_none() {
+                    let inserted = chosen.metadata.insert_inherited(key, value);
+                    chosen.note(inserted);
+                }
+            }
+            settled.metadata = (!chosen.metadata.is_empty()).then(|| Box::new(chosen.metadata));
+            problem = chosen.problem;
         }
-        R::receive(attempts, limit).await.map(|(output, _)| output)
+        (Attempts::new(pool, method, args, body, settled, now), limit, problem)
     }
 }
 
@@ -273,10 +280,10 @@ fn leave_margin(now: Instant, deadline: Instant) -> Instant {
 
 impl<A: Arguments, R: Response> IntoFuture for Call<A, R> {
     type Output = Result<R::Output, R::Error>;
-    type IntoFuture = CallFuture<R>;
+    type IntoFuture = CallFuture<A, R>;
 
-    fn into_future(self) -> CallFuture<R> {
-        CallFuture(Box::pin(self.make()))
+    fn into_future(self) -> CallFuture<A, R> {
+        CallFuture(Stage::New(self))
     }
 }
 
@@ -290,17 +297,100 @@ impl<A, R> fmt::Debug for Call<A, R> {
 }
 
 /// A call that is being made. Dropping it cancels the call at the server.
-pub struct CallFuture<R: Response>(BoxFuture<'static, Result<R::Output, R::Error>>);
+pub struct CallFuture<A: Arguments, R: Response>(Stage<A, R>);
 
-impl<R: Response> Future for CallFuture<R> {
-    type Output = Result<R::Output, R::Error>;
+/// How far a call is. The common case allocates nothing: a connection is there, and the answer is one message.
+#[allow(clippy::large_enum_variant, reason = "a box for the common case is what it spares")]
+enum Stage<A: Arguments, R: Response> {
+    New(Call<A, R>),
+    Asked {
+        attempts: Attempts<A>,
+        attempt: Option<Attempt>,
+        limit: usize,
+    },
+    /// Everything else.
+    General(BoxFuture<'static, Result<R::Output, R::Error>>),
+    Done,
+}
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx)
+// Nothing in it is ever pinned in place.
+impl<A: Arguments, R: Response> Unpin for CallFuture<A, R> {}
+
+impl<A: Arguments, R: Response> CallFuture<A, R> {
+    /// Begins the call. `Err` is how it failed.
+    fn begin(&mut self, call: Call<A, R>, cx: &TaskContext<'_>) -> Result<(), R::Error> {
+        let now = Instant::now();
+        let (attempts, limit, problem) = call.settle(now);
+        if let Some(problem) = problem {
+            return Err(attempts.failed(None, problem.with_execution(Execution::Never)).into_error());
+        }
+        // Built where it stays: it is too large to be moved about for nothing.
+        self.0 = Stage::Asked { attempts, attempt: None, limit };
+        if let Stage::Asked { attempts, attempt, .. } = &mut self.0 {
+            *attempt = R::ONE_MESSAGE.then(|| attempts.start_now(now, cx)).flatten();
+            if attempt.is_none() {
+                self.go_general(None);
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves the short way, with what was read on it.
+    fn go_general(&mut self, message: Option<Option<Result<Bytes, BodyError>>>) {
+        let Stage::Asked { attempts, attempt, limit } = std::mem::replace(&mut self.0, Stage::Done) else { return };
+        let begun = attempt.zip(message).map(|(attempt, message)| Begun { attempt, message });
+        self.0 = Stage::General(Box::pin(general::<A, R>(attempts, begun, limit)));
     }
 }
 
-impl<R: Response> fmt::Debug for CallFuture<R> {
+async fn general<A: Arguments, R: Response>(
+    attempts: Attempts<A>,
+    begun: Option<Begun>,
+    limit: usize,
+) -> Result<R::Output, R::Error> {
+    R::receive(attempts, begun, limit).await.map(|(output, _)| output)
+}
+
+impl<A: Arguments, R: Response> Future for CallFuture<A, R> {
+    type Output = Result<R::Output, R::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        if let Stage::New(_) = &self.0 {
+            if let Stage::New(call) = std::mem::replace(&mut self.0, Stage::Done) {
+                if let Err(error) = self.begin(call, cx) {
+                    return Poll::Ready(Err(error));
+                }
+            }
+            if let Stage::Asked { .. } = &self.0 {
+                // The connection wakes this task when there is something to read.
+                return Poll::Pending;
+            }
+        }
+        if let Stage::Asked { attempts, attempt: Some(attempt), .. } = &mut self.0 {
+            let message = ready!(attempt.poll_message(cx));
+            let output = match &message {
+                Some(Ok(message)) if attempt.is_over() => R::whole(attempts, attempt, message),
+                _ => None,
+            };
+            if let Some(output) = output {
+                self.0 = Stage::Done;
+                return Poll::Ready(output);
+            }
+            self.go_general(Some(message));
+        }
+        match &mut self.0 {
+            Stage::General(future) => {
+                let output = ready!(future.as_mut().poll(cx));
+                self.0 = Stage::Done;
+                Poll::Ready(output)
+            }
+            #[allow(clippy::panic, reason = "polling a future after its end is a mistake that must not go unnoticed")]
+            _ => panic!("a call was polled after its end"),
+        }
+    }
+}
+
+impl<A: Arguments, R: Response> fmt::Debug for CallFuture<A, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CallFuture").finish_non_exhaustive()
     }

@@ -39,9 +39,8 @@ pub(crate) struct Pool {
     registry: Result<Arc<dyn Registry>, RegistryError>,
     /// With when it began, which is with the first call.
     watch: OnceLock<(Watch, Instant)>,
-    set: RwLock<Arc<Set>>,
+    set: RwLock<Set>,
     balance: Box<dyn Balance>,
-    used: Mutex<Instant>,
     /// Where calls were tied to that the registry does not list, the newest last.
     unlisted: Mutex<VecDeque<Arc<Target>>>,
 }
@@ -63,21 +62,15 @@ impl Pool {
             budget: Budget::new(),
             registry,
             watch: OnceLock::new(),
-            set: RwLock::new(Arc::new(nothing)),
+            set: RwLock::new(nothing),
             balance: Box::new(RoundRobin::new()),
-            used: Mutex::new(Instant::now()),
             unlisted: Mutex::default(),
         }
     }
 
-    /// Notes that somebody has asked for it.
-    pub(crate) fn touch(&self) {
-        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    /// For how long nobody has asked for it.
+    /// For how long it has made no call.
     pub(crate) fn unused(&self) -> Duration {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        self.budget.unused(Instant::now())
     }
 
     pub(crate) fn service(&self) -> &str {
@@ -99,25 +92,32 @@ impl Pool {
         })
     }
 
-    /// The targets of the newest snapshot.
-    pub(super) fn set(&self) -> Arc<Set> {
-        let snapshot = self.watch().current();
+    /// Looks at the targets of the newest snapshot. `look` must not come back here.
+    fn look<T>(&self, look: impl FnOnce(&Set) -> T) -> T {
+        let watch = self.watch();
         {
             let set = self.set.read().unwrap_or_else(PoisonError::into_inner);
-            if Arc::ptr_eq(&set.snapshot, &snapshot) {
-                return Arc::clone(&set);
+            if watch.is_current(&set.snapshot) {
+                return look(&set);
             }
         }
+        let snapshot = watch.current();
         let mut set = self.set.write().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(&set.snapshot, &snapshot) {
-            *set = Arc::new(set.renewed(snapshot));
+            *set = set.renewed(snapshot);
         }
-        Arc::clone(&set)
+        look(&set)
+    }
+
+    /// Chooses a target for a first attempt, if there is one now.
+    pub(super) fn choose_now(&self) -> Option<Arc<Target>> {
+        self.look(|set| self.choose(set, &[]).cloned())
     }
 
     /// Chooses a target; waits until there is one, at most until `deadline` or as long as the options say.
     pub(super) async fn pick(&self, tried: &[Arc<Target>], deadline: Option<Instant>) -> Result<Arc<Target>, Status> {
-        if let Some(target) = self.choose(&self.set(), tried) {
+        let choose = |set: &Set| self.choose(set, tried).cloned();
+        if let Some(target) = self.look(choose) {
             return Ok(target);
         }
         if let Err(error) = &self.registry {
@@ -125,29 +125,28 @@ impl Pool {
         }
         let mut watch = self.watch().clone();
         watch.refresh();
-        let patience = at(self.set().empty_since.max(self.watched().1), self.identity.options.resolve_wait);
+        let patience = at(self.look(|set| set.empty_since).max(self.watched().1), self.identity.options.resolve_wait);
         let until = deadline.map_or(patience, |deadline| deadline.min(patience));
         loop {
             let changed = tokio::time::timeout_at(until, watch.changed()).await;
-            let set = self.set();
-            if let Some(target) = self.choose(&set, tried) {
+            if let Some(target) = self.look(choose) {
                 return Ok(target);
             }
             if changed.is_err() {
-                return Err(self.nobody(&set));
+                return Err(self.look(|set| self.nobody(set)));
             }
         }
     }
 
-    fn choose(&self, set: &Set, tried: &[Arc<Target>]) -> Option<Arc<Target>> {
-        self.balance.pick(&set.usable, tried).and_then(|index| set.usable.get(index)).cloned()
+    fn choose<'a>(&self, set: &'a Set, tried: &[Arc<Target>]) -> Option<&'a Arc<Target>> {
+        self.balance.pick(&set.usable, tried).and_then(|index| set.usable.get(index))
     }
 
     /// The target with this address, whether the registry lists it or not.
     pub(super) fn at(&self, addr: SocketAddr) -> Arc<Target> {
         let is_it = |target: &&Arc<Target>| target.endpoint().addr == addr;
-        if let Some(target) = self.set().usable.iter().find(is_it) {
-            return Arc::clone(target);
+        if let Some(target) = self.look(|set| set.usable.iter().find(is_it).cloned()) {
+            return target;
         }
         let mut unlisted = self.unlisted.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(target) = unlisted.iter().find(is_it) {
@@ -165,14 +164,16 @@ impl Pool {
     pub(super) fn has_another(&self, target: &Arc<Target>, tried: &[Arc<Target>]) -> bool {
         let known =
             |other: &Arc<Target>| Arc::ptr_eq(other, target) || tried.iter().any(|tried| Arc::ptr_eq(tried, other));
-        self.set().usable.iter().any(|other| !known(other))
+        self.look(|set| set.usable.iter().any(|other| !known(other)))
     }
 
     /// A connection on which another call can be opened now, if there is one.
     pub(super) fn with_room(&self) -> Option<(Arc<Target>, Arc<Link>)> {
-        self.set().usable.iter().find_map(|target| {
-            let link = target.connected().filter(|link| link.has_room())?;
-            Some((Arc::clone(target), link))
+        self.look(|set| {
+            set.usable.iter().find_map(|target| {
+                let link = target.connected().filter(|link| link.has_room())?;
+                Some((Arc::clone(target), link))
+            })
         })
     }
 

@@ -34,12 +34,34 @@ pub trait Response: Send + 'static {
     /// Whether the answer is a stream, which may take longer than any default deadline.
     const STREAMS: bool;
 
-    /// Makes the attempts and reads the answer.
+    /// Whether the answer is usually one message, for which there is a short way.
+    #[doc(hidden)]
+    const ONE_MESSAGE: bool = false;
+
+    /// What an answer yields that consists of this one message; `None` if it has to be received in the general way.
+    #[doc(hidden)]
+    fn whole<A: Arguments>(
+        _attempts: &Attempts<A>,
+        _attempt: &Attempt,
+        _message: &Bytes,
+    ) -> Option<Result<Self::Output, Self::Error>> {
+        None
+    }
+
+    /// Makes the attempts, or goes on with the one that was begun, and reads the answer.
     #[doc(hidden)]
     fn receive<A: Arguments>(
         attempts: Attempts<A>,
+        begun: Option<Begun>,
         limit: usize,
     ) -> impl Future<Output = Result<(Self::Output, CallInfo), Self::Error>> + Send;
+}
+
+/// The first attempt of a call, and what was read of its answer.
+#[derive(Debug)]
+pub struct Begun {
+    pub(super) attempt: Attempt,
+    pub(super) message: Option<Result<Bytes, BodyError>>,
 }
 
 /// One message.
@@ -50,9 +72,18 @@ impl<T: DeserializeOwned + Send + 'static, E: Failure> Response for Unary<T, E> 
     type Output = T;
     type Error = E;
     const STREAMS: bool = false;
+    const ONE_MESSAGE: bool = true;
 
-    async fn receive<A: Arguments>(mut attempts: Attempts<A>, _limit: usize) -> Result<(T, CallInfo), E> {
-        let (message, attempt) = first(&mut attempts).await.map_err(Failed::into_error::<E>)?;
+    fn whole<A: Arguments>(attempts: &Attempts<A>, attempt: &Attempt, message: &Bytes) -> Option<Result<T, E>> {
+        Some(decode(attempts, attempt, message))
+    }
+
+    async fn receive<A: Arguments>(
+        mut attempts: Attempts<A>,
+        begun: Option<Begun>,
+        _limit: usize,
+    ) -> Result<(T, CallInfo), E> {
+        let (message, attempt) = first(&mut attempts, begun).await.map_err(Failed::into_error::<E>)?;
         let value = match message {
             Some(message) => decode::<T, A, E>(&attempts, &attempt, &message)?,
             None => {
@@ -72,9 +103,18 @@ impl<T: DeserializeOwned + Send + 'static> Response for First<T> {
     type Output = T;
     type Error = Status;
     const STREAMS: bool = false;
+    const ONE_MESSAGE: bool = true;
 
-    async fn receive<A: Arguments>(mut attempts: Attempts<A>, _limit: usize) -> Result<(T, CallInfo), Status> {
-        let (message, mut attempt) = first(&mut attempts).await.map_err(Failed::into_error::<Status>)?;
+    fn whole<A: Arguments>(attempts: &Attempts<A>, attempt: &Attempt, message: &Bytes) -> Option<Result<T, Status>> {
+        Some(decode(attempts, attempt, message))
+    }
+
+    async fn receive<A: Arguments>(
+        mut attempts: Attempts<A>,
+        begun: Option<Begun>,
+        _limit: usize,
+    ) -> Result<(T, CallInfo), Status> {
+        let (message, mut attempt) = first(&mut attempts, begun).await.map_err(Failed::into_error::<Status>)?;
         let Some(message) = message else {
             // An answer without an item is nil to those who can read nil, such as `()` and `Option`.
             let nil = Bytes::from_static(&[message::NIL]);
@@ -109,8 +149,12 @@ impl<T: DeserializeOwned + Send + 'static> Response for All<T> {
     type Error = Status;
     const STREAMS: bool = true;
 
-    async fn receive<A: Arguments>(mut attempts: Attempts<A>, limit: usize) -> Result<(Vec<T>, CallInfo), Status> {
-        let (mut message, mut attempt) = first(&mut attempts).await.map_err(Failed::into_error::<Status>)?;
+    async fn receive<A: Arguments>(
+        mut attempts: Attempts<A>,
+        begun: Option<Begun>,
+        limit: usize,
+    ) -> Result<(Vec<T>, CallInfo), Status> {
+        let (mut message, mut attempt) = first(&mut attempts, begun).await.map_err(Failed::into_error::<Status>)?;
         let mut items = Vec::new();
         while let Some(bytes) = message {
             if items.len() == limit {
@@ -139,7 +183,12 @@ impl<T: DeserializeOwned + Send + 'static, E: Failure> Response for Items<T, E> 
     type Error = E;
     const STREAMS: bool = true;
 
-    async fn receive<A: Arguments>(mut attempts: Attempts<A>, _limit: usize) -> Result<(Self::Output, CallInfo), E> {
+    async fn receive<A: Arguments>(
+        mut attempts: Attempts<A>,
+        begun: Option<Begun>,
+        _limit: usize,
+    ) -> Result<(Self::Output, CallInfo), E> {
+        debug_assert!(begun.is_none(), "a stream has no short way");
         let attempt = attempts.start().await.map_err(Failed::into_error::<E>)?;
         let info = info(&attempts, &attempt);
         let metadata = Arc::default();
@@ -162,18 +211,42 @@ impl<R: Response> Response for WithInfo<R> {
     type Output = (R::Output, CallInfo);
     type Error = R::Error;
     const STREAMS: bool = R::STREAMS;
+    const ONE_MESSAGE: bool = R::ONE_MESSAGE;
 
-    async fn receive<A: Arguments>(attempts: Attempts<A>, limit: usize) -> Result<(Self::Output, CallInfo), R::Error> {
-        let (output, info) = R::receive(attempts, limit).await?;
+    fn whole<A: Arguments>(
+        attempts: &Attempts<A>,
+        attempt: &Attempt,
+        message: &Bytes,
+    ) -> Option<Result<Self::Output, Self::Error>> {
+        let output = R::whole(attempts, attempt, message)?;
+        Some(output.map(|output| (output, info(attempts, attempt))))
+    }
+
+    async fn receive<A: Arguments>(
+        attempts: Attempts<A>,
+        begun: Option<Begun>,
+        limit: usize,
+    ) -> Result<(Self::Output, CallInfo), R::Error> {
+        let (output, info) = R::receive(attempts, begun, limit).await?;
         Ok(((output, info.clone()), info))
     }
 }
 
 /// Makes attempts until one has a first message, or an end without one.
-async fn first<A: Arguments>(attempts: &mut Attempts<A>) -> Result<(Option<Bytes>, Attempt), Failed> {
+async fn first<A: Arguments>(
+    attempts: &mut Attempts<A>,
+    mut begun: Option<Begun>,
+) -> Result<(Option<Bytes>, Attempt), Failed> {
     loop {
-        let mut attempt = attempts.start().await?;
-        match attempt.message().await {
+        let Begun { attempt, message } = match begun.take() {
+            Some(begun) => begun,
+            None => {
+                let mut attempt = attempts.start().await?;
+                let message = attempt.message().await;
+                Begun { attempt, message }
+            }
+        };
+        match message {
             Some(Ok(message)) => return Ok((Some(message), attempt)),
             None => return Ok((None, attempt)),
             Some(Err(error)) => attempts.after(attempt, error).await?,

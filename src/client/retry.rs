@@ -119,6 +119,12 @@ impl Budget {
         self.calls.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// How long ago the last call was, to the second.
+    pub(super) fn unused(&self, now: Instant) -> Duration {
+        let last = Duration::from_secs(self.second.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.start).saturating_sub(last)
+    }
+
     /// Takes one retry out of the budget, if one is left.
     pub(super) fn retry(&self, now: Instant) -> bool {
         let second = now.saturating_duration_since(self.start).as_secs();

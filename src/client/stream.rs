@@ -14,7 +14,7 @@ use crate::metadata::Metadata;
 
 /// An open call.
 #[derive(Debug)]
-pub(super) struct Attempt {
+pub struct Attempt {
     reader: BodyReader,
     target: Arc<Target>,
     /// The server knows that it is over, so there is nothing to cancel.

@@ -3,6 +3,7 @@
 //! Owns connecting: lazily, one attempt at a time for all who wait, with a growing pause after failures. It must never choose
 //! between endpoints. Look next at [`super::pool`].
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ const MIN_PAUSE: Duration = Duration::from_millis(10);
 pub(super) struct Target {
     endpoint: Arc<Endpoint>,
     name: Arc<str>,
+    /// `rest_until` may be in the future.
+    rests: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -48,7 +51,7 @@ type Outcome = Result<Arc<Link>, Arc<Error>>;
 impl Target {
     pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
         let name = endpoint.addr.to_string().into();
-        Self { endpoint, name, state: Mutex::default() }
+        Self { endpoint, name, rests: AtomicBool::new(false), state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -67,8 +70,13 @@ impl Target {
 
     /// Whether it failed so recently that others are better.
     pub(super) fn is_resting(&self) -> bool {
+        if !self.rests.load(Ordering::Relaxed) {
+            return false;
+        }
         let state = self.lock();
-        state.rest_until.is_some_and(|until| Instant::now() < until)
+        let rests = state.rest_until.is_some_and(|until| Instant::now() < until);
+        self.rests.store(rests, Ordering::Relaxed);
+        rests
     }
 
     /// The connection, if there is one that takes calls.
@@ -127,7 +135,7 @@ impl Target {
                 state.failed_at = None;
                 state.rest_until = None;
             }
-            Err(_) => Self::note_failure(&mut state),
+            Err(_) => self.note_failure(&mut state),
         }
     }
 
@@ -139,7 +147,7 @@ impl Target {
 
     /// A call failed for a reason that speaks against the endpoint.
     pub(super) fn failed(&self) {
-        Self::note_failure(&mut self.lock());
+        self.note_failure(&mut self.lock());
     }
 
     /// The endpoint refused a call, and may have said for how long it is of no use to ask again.
@@ -147,20 +155,22 @@ impl Target {
         let until = Instant::now() + asked.unwrap_or(REFUSED_REST).min(MAX_REST);
         let mut state = self.lock();
         state.rest_until = Some(state.rest_until.map_or(until, |before| before.max(until)));
+        self.rests.store(true, Ordering::Relaxed);
     }
 
-    fn note_failure(state: &mut State) {
+    fn note_failure(&self, state: &mut State) {
         let rest = REST.saturating_mul(1 << state.failures.min(10)).min(MAX_REST);
         state.failures += 1;
         let now = Instant::now();
         state.failed_at = Some(now);
         // Half of it is random, so that a crowd of clients does not come back at one moment.
         state.rest_until = Some(now + rest.mul_f64(0.5 + fastrand::f64() / 2.0));
+        self.rests.store(true, Ordering::Relaxed);
     }
 
     #[cfg(test)]
     pub(super) fn failed_for_test(&self) {
-        self.lock().rest_until = Some(Instant::now() + MAX_REST);
+        self.refused(Some(MAX_REST));
     }
 }
 

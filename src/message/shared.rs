@@ -11,7 +11,7 @@ use std::fmt;
 use std::io;
 use std::thread::LocalKey;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -80,15 +80,21 @@ impl<'a> Writer<'a> {
 impl io::Write for Writer<'_> {
     #[inline]
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes).map(|()| bytes.len())
+    }
+
+    /// Takes everything at once, which counts: a value is many writes of a few bytes.
+    #[inline]
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         if bytes.len() >= APART {
             let offered = OFFERED.try_with(Cell::take).ok().flatten();
             if let Some(offered) = offered.filter(|offered| std::ptr::eq::<[u8]>(&**offered, bytes)) {
                 self.apart.push((self.out.len() - self.start, offered));
-                return Ok(bytes.len());
+                return Ok(());
             }
         }
-        self.out.put_slice(bytes);
-        Ok(bytes.len())
+        self.out.extend_from_slice(bytes);
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {

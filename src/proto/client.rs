@@ -176,7 +176,7 @@ impl Connection {
         if flags.has(Flags::META) {
             let (metadata, len) = parse_metadata(&body).map_err(Error::protocol)?;
             body.advance(len);
-            self.events.push_back(Event::Answer { id, metadata });
+            self.events.push_back(Event::Answer { id, metadata: Box::new(metadata) });
         }
         let has_body = !body.is_empty();
         self.take_first(id, body);
@@ -247,6 +247,7 @@ impl Connection {
 /// A deadline as it travels: milliseconds that remain, rounded up. One that has passed is not "none".
 fn remaining(deadline: Option<Instant>, now: Instant) -> u32 {
     let Some(deadline) = deadline else { return 0 };
-    let millis = deadline.saturating_duration_since(now).as_nanos().div_ceil(1_000_000);
+    let left = deadline.saturating_duration_since(now);
+    let millis = left.as_secs().saturating_mul(1000).saturating_add(u64::from(left.subsec_nanos().div_ceil(1_000_000)));
     u32::try_from(millis).unwrap_or(u32::MAX).max(1)
 }

@@ -279,17 +279,21 @@ impl Connection {
         }
     }
 
-    /// Ends a stream for good and returns all credit that it holds.
+    /// Ends a stream for good, tells those who wait, and returns all credit that it holds.
     pub(super) fn free(&mut self, id: StreamId) {
-        self.stop_sending(id);
-        let reuse = self.is_client();
+        let client = self.is_client();
+        let Some(left) = self.streams.end(id, client) else { return };
+        if left.sender_waits {
+            self.events.push_back(Event::Writable(id));
+        }
         // A request's body may be in other hands than the handler's, which wait.
-        let awaited = !reuse && self.streams.get(id).is_some_and(|stream| !stream.flagged);
-        let Some(body) = self.streams.end(id, reuse) else { return };
-        if awaited {
+        if left.reader_waits && !client {
             self.events.push_back(Event::Readable(id));
         }
-        if let Some(mut body) = body {
+        if let Some(mut body) = left.body {
+            if body.outgoing.queued {
+                self.turns.retain(|turn| *turn != id);
+            }
             let held = body.incoming.clear();
             self.window.release(held);
             self.return_credit();
@@ -298,9 +302,14 @@ impl Connection {
             self.keepalive.rest();
             self.idle_since = self.now;
         }
-        if self.is_client() {
+        if client {
             self.offer_slot();
             self.close_if_drained();
         }
+    }
+
+    /// Whether [`poll_event`](Self::poll_event) may have something to say.
+    pub(crate) fn has_events(&self) -> bool {
+        !self.events.is_empty()
     }
 }

@@ -58,9 +58,9 @@ pub(crate) enum Event {
     /// The handshake is done.
     Ready,
     /// Server: a call came. Its request is read with `read`; no [`Event::Readable`] follows until `read` said `Pending`.
-    Call { id: StreamId, method: MethodRef, deadline: Option<Instant>, attempt: u8, metadata: Option<Metadata> },
+    Call { id: StreamId, method: MethodRef, deadline: Option<Instant>, attempt: u8, metadata: Option<Box<Metadata>> },
     /// Client: the answer began, with metadata. Comes before the first [`Event::Readable`] of the stream.
-    Answer { id: StreamId, metadata: Metadata },
+    Answer { id: StreamId, metadata: Box<Metadata> },
     /// A chunk, the end or a failure can be read. Not repeated until `read` said `Pending`.
     Readable(StreamId),
     /// After `Full`: there is room again, or the stream is over.

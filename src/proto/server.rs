@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use super::connection::{Connection, Phase};
 use super::error::{Error, SendError};
@@ -117,6 +117,17 @@ impl Connection {
         self.taken.name(number)
     }
 
+    /// The body of a request that came with its CALL from beginning to end, unless some of it was read. `read` then says
+    /// that it has ended; nothing has to be released, for CALL is free.
+    pub(crate) fn take_whole(&mut self, id: StreamId) -> Option<Bytes> {
+        let stream = self.streams.get_mut(id)?;
+        let whole = stream.has_first && !stream.receiving && stream.body.is_none() && stream.failure.is_none();
+        whole.then(|| {
+            stream.has_first = false;
+            std::mem::take(&mut stream.first)
+        })
+    }
+
     pub(super) fn send_drain(&mut self) {
         self.outbox.frame(Kind::Drain, StreamId::CONNECTION, &self.calls.to_be_bytes());
     }
@@ -147,6 +158,7 @@ impl Connection {
         if first {
             self.keepalive.busy(now);
         }
+        let metadata = metadata.map(Box::new);
         self.events.push_back(Event::Call { id, method: MethodRef { number, name }, deadline, attempt, metadata });
         body.advance(head_len);
         self.take_first(id, body);

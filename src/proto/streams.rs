@@ -103,6 +103,28 @@ impl Stream {
         }
     }
 
+    /// Begins a stream in this place. What the one before it owned is gone since its end.
+    fn begin(&mut self, generation: u16) {
+        let Self { first, failure, body, .. } = self;
+        debug_assert!(first.is_empty() && failure.is_none() && body.is_none(), "an end leaves nothing");
+        self.generation = generation;
+        self.in_use = true;
+        self.sending = Sending::Ended;
+        self.receiving = false;
+        self.flagged = false;
+        self.waiting = false;
+        self.watching = false;
+        self.answered = false;
+        self.announced = false;
+        self.expired = false;
+        self.pinned = false;
+        self.has_first = false;
+        self.position = 0;
+        self.free_handed = 0;
+        self.sequence = 0;
+        self.deadline = None;
+    }
+
     /// The box, made when it is first needed.
     pub(super) fn body(&mut self, receive_window: u32, send_credit: u32) -> &mut Body {
         self.body.get_or_insert_with(|| {
@@ -133,6 +155,16 @@ impl Stream {
             idle.moved = true;
         }
     }
+}
+
+/// What a stream leaves behind.
+#[derive(Debug)]
+pub(super) struct Left {
+    pub(super) body: Option<Box<Body>>,
+    /// Its reader waits to be told that there is something, or nothing any more.
+    pub(super) reader_waits: bool,
+    /// The same for who sends.
+    pub(super) sender_waits: bool,
 }
 
 /// What a frame's stream number refers to.
@@ -217,25 +249,29 @@ impl Streams {
             self.slots.resize_with(slot + 1, Stream::vacant);
         }
         let stream = &mut self.slots[slot];
-        *stream = Stream { generation: id.generation(), in_use: true, ..Stream::vacant() };
+        stream.begin(id.generation());
         self.in_use += 1;
         stream
     }
 
-    /// Ends a stream and gives out its box, if it had one; `None` if there is no such stream.
-    pub(super) fn end(&mut self, id: StreamId, reuse: bool) -> Option<Option<Box<Body>>> {
+    /// Ends a stream and says what it leaves; `None` if there is no such stream.
+    pub(super) fn end(&mut self, id: StreamId, reuse: bool) -> Option<Left> {
         let stream = self.get_mut(id)?;
-        let body = stream.body.take();
+        let left = Left {
+            body: stream.body.take(),
+            reader_waits: !stream.flagged,
+            sender_waits: stream.waiting | stream.watching,
+        };
         stream.in_use = false;
-        stream.has_first = false;
-        stream.first = Bytes::new();
+        if stream.has_first {
+            stream.first = Bytes::new();
+        }
         stream.failure = None;
-        stream.deadline = None;
         self.in_use -= 1;
         if reuse {
             self.free.push(id.slot());
         }
-        Some(body)
+        Some(left)
     }
 
     /// The streams in use.

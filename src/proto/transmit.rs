@@ -145,11 +145,10 @@ impl Connection {
 
     /// This side's direction was ended in the order of the wire. On the server that is the end of the stream.
     pub(super) fn sending_ended(&mut self, id: StreamId) {
-        if let Some(stream) = self.streams.get_mut(id) {
-            stream.sending = Sending::Ended;
-        }
         if !self.is_client() {
             self.free(id);
+        } else if let Some(stream) = self.streams.get_mut(id) {
+            stream.sending = Sending::Ended;
         }
     }
 

@@ -249,6 +249,11 @@ impl Watch {
         Arc::clone(&self.snapshots.borrow())
     }
 
+    /// Whether this is the newest snapshot.
+    pub(crate) fn is_current(&self, snapshot: &Arc<Endpoints>) -> bool {
+        Arc::ptr_eq(&self.snapshots.borrow(), snapshot)
+    }
+
     /// The next snapshot that differs from the last one seen through this view; the first call returns at once.
     /// Cancel safe. When the registry is gone it waits for ever.
     pub async fn changed(&mut self) -> Arc<Endpoints> {

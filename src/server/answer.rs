@@ -29,8 +29,7 @@ pub fn answer<T: Serialize + Send + 'static, E: Fault>(mut call: Incoming, resul
         Err(error) => return fail(call, error.into_status().passed_on()),
     };
     let metadata = call.context().take_answer_metadata();
-    let metadata = (!metadata.is_empty()).then_some(&metadata);
-    match call.link.answer(call.id, metadata, |out| message::encode_apart(&value, out)) {
+    match call.link.answer(call.id, metadata.as_ref(), |out| message::encode_apart(&value, out)) {
         Ok(()) | Err(SendError::Over) => call.answered(),
         Err(SendError::TooLarge { len, .. }) => too_long(call, len),
         Err(SendError::Encode(error)) => fail(call, Status::internal(format!("the answer cannot be encoded: {error}"))),
@@ -77,7 +76,7 @@ async fn stream<T: Serialize + Send + 'static>(
     items: impl Stream<Item = Result<T, WireStatus>> + Send,
 ) {
     let metadata = call.context().take_answer_metadata();
-    call.link.start_answer(call.id, (!metadata.is_empty()).then_some(&metadata));
+    call.link.start_answer(call.id, metadata.as_ref());
     let packed = pin!(Packed::new(items, call.max_answer()));
     let sent = pack::send_all(&call.link, call.id, packed).await;
     call.answered();

@@ -12,30 +12,57 @@ use std::sync::atomic::Ordering;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use tokio::time::Instant;
 
 use super::Shared;
-use super::incoming::{Incoming, Running, body_status};
+use super::incoming::{Incoming, body_status};
 use super::router::Route;
 use crate::body::{Assembly, BodyError, BodyReader};
-use crate::context::{Context, Peer};
+use crate::context::{Context, Line, Peer};
 use crate::metadata::Metadata;
 use crate::proto::{Event, MethodRef, Refusal};
-use crate::service::{HandlerFuture, panic_text};
+use crate::service::{HandlerFuture, Service, panic_text};
 use crate::status::{Execution, Status};
-use crate::transport::driver::Handler;
+use crate::transport::driver::{Handler, Happened};
 use crate::transport::link::Link;
-use crate::wire::{StreamId, WireStatus};
+use crate::wire::{self, StreamId, WireStatus};
 
 /// The calls of one connection.
 pub(super) struct Dispatch {
     shared: Arc<Shared>,
     peer: Option<Arc<Peer>>,
-    /// Routes by the numbers that the client gave to the methods.
-    routes: Vec<Option<Route>>,
+    /// Who answers, by the numbers that the client gave to the methods.
+    callees: Vec<Option<Callee>>,
     /// Room for messages that are still being put together.
     assembly: Arc<Assembly>,
+    /// What the next call takes its place with: calls that are over at once use one after the other.
+    running: Option<Running>,
+}
+
+/// A method as this connection knows it.
+struct Callee {
+    route: Route,
+    line: Arc<Line>,
+    /// The context of a call that is over, for the next one.
+    spare: Option<Context>,
+}
+
+/// One of the calls that a server runs at this moment.
+struct Running(Arc<Shared>);
+
+impl Running {
+    /// Counts one more, if there may be one more.
+    fn begin(shared: &Arc<Shared>) -> Option<Self> {
+        let running = Self(Arc::clone(shared));
+        (shared.running.fetch_add(1, Ordering::Relaxed) < shared.options.max_running).then_some(running)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Dispatch {
@@ -43,7 +70,7 @@ impl Dispatch {
         // One message of the longest kind must always fit.
         let longest = shared.options.max_message.max(shared.router().longest_request());
         let assembly = Arc::new(Assembly::new(shared.options.max_assembly.max(longest)));
-        Self { shared, peer: None, routes: Vec::new(), assembly }
+        Self { shared, peer: None, callees: Vec::new(), assembly, running: None }
     }
 }
 
@@ -59,11 +86,11 @@ impl Handler for Dispatch {
         }
     }
 
-    fn event(&mut self, link: &Arc<Link>, event: Event) {
+    fn event(&mut self, link: &Arc<Link>, (event, whole): Happened) {
         match event {
             Event::Call { id, method, deadline, attempt, metadata } => {
-                let head = Head { id, method, deadline, attempt, metadata };
-                self.call(link, head);
+                let deadline = deadline.map(Instant::from_std);
+                self.call(link, Head { id, method, deadline, attempt, metadata }, whole);
             }
             Event::Cancelled(id) => link.abort_task(id),
             Event::Expired(id) => {
@@ -73,71 +100,86 @@ impl Handler for Dispatch {
             _ => {}
         }
     }
+
+    fn rest(&mut self) {
+        self.running = None;
+    }
 }
 
 /// What a call says before its body.
 struct Head {
     id: StreamId,
     method: MethodRef,
-    deadline: Option<std::time::Instant>,
+    deadline: Option<Instant>,
     attempt: u8,
-    metadata: Option<Metadata>,
+    metadata: Option<Box<Metadata>>,
 }
 
 impl Dispatch {
-    fn call(&mut self, link: &Arc<Link>, call: Head) {
-        let id = call.id;
-        let route = match self.route(link, &call.method) {
-            Ok(route) => route,
-            Err(status) => return link.fail(id, &WireStatus::from(&status)),
-        };
-        let running = self.shared.running.fetch_add(1, Ordering::Relaxed);
-        let running_guard = Running(Arc::clone(&self.shared));
-        if running >= self.shared.options.max_running {
+    fn call(&mut self, link: &Arc<Link>, call: Head, whole: Option<Bytes>) {
+        let Head { id, method, deadline, attempt, metadata } = call;
+        let mut unnumbered = None;
+        let number = usize::from(method.number);
+        if !matches!(self.callees.get(number), Some(Some(_))) {
+            match self.callee(link, &method) {
+                Err(status) => return link.fail(id, &WireStatus::from(&status)),
+                Ok(callee) if number == 0 => unnumbered = Some(callee),
+                Ok(callee) => {
+                    if self.callees.len() <= number {
+                        self.callees.resize_with(number + 1, || None);
+                    }
+                    self.callees[number] = Some(callee);
+                }
+            }
+        }
+        let Some(callee) = unnumbered.as_mut().or_else(|| self.callees.get_mut(number)?.as_mut()) else { return };
+        let Some(running) = self.running.take().or_else(|| Running::begin(&self.shared)) else {
             return link.refuse(id, Refusal::Busy, "the server has its limit of running calls");
-        }
-        let Some(peer) = self.peer.clone() else {
-            return link.fail(id, &WireStatus::from(&Status::internal("a call came before hello")));
         };
-        let context = Context::new(
-            Arc::clone(&self.shared.service),
-            Arc::clone(&route.name),
-            peer,
-            call.deadline.map(Instant::from_std),
-            call.attempt,
-            call.metadata.unwrap_or_default(),
-        );
-        let limit = route.max_request.unwrap_or(self.shared.options.max_message);
-        let mut body = BodyReader::new(Arc::clone(link), id, limit).within(Arc::clone(&self.assembly));
-        let nobody = TaskContext::from_waker(Waker::noop());
-        let Poll::Ready(message) = body.poll_message(&nobody) else {
-            return assemble(link, id, context, body, route, running_guard);
+        let context = Context::begin(callee.spare.take(), &callee.line, deadline, attempt, metadata);
+        let limit = callee.route.max_request.unwrap_or(self.shared.options.max_message);
+        let service = Arc::clone(&callee.route.service);
+        let position = callee.route.method;
+        let prefix = whole.as_deref().and_then(|body| only_message(body, limit));
+        let future = match (whole, prefix) {
+            (Some(mut body), Some(prefix)) => {
+                body.advance(prefix);
+                service.call(position, Incoming::whole(Arc::clone(link), id, context.clone(), body))
+            }
+            (whole, _) => {
+                let mut body = match whole {
+                    Some(body) => BodyReader::whole(Arc::clone(link), id, limit, body),
+                    None => BodyReader::new(Arc::clone(link), id, limit).within(Arc::clone(&self.assembly)),
+                };
+                let nobody = TaskContext::from_waker(Waker::noop());
+                match body.poll_message(&nobody) {
+                    Poll::Pending => assemble(link, id, context.clone(), body, service, position),
+                    Poll::Ready(message) => match first_message(link, id, message) {
+                        Some(args) => service.call(position, Incoming::with_body(context.clone(), args, body)),
+                        None => return,
+                    },
+                }
+            }
         };
-        if let Some(args) = first_message(link, id, message) {
-            let incoming = Incoming::new(context.clone(), args, body, running_guard);
-            run(link, id, context, Arc::clone(&route.service).call(route.method, incoming));
-        }
+        (callee.spare, self.running) = run(link, id, context, future, running);
     }
 
-    fn route(&mut self, link: &Link, method: &MethodRef) -> Result<Route, Status> {
-        let number = usize::from(method.number);
-        if let Some(Some(route)) = self.routes.get(number) {
-            return Ok(route.clone());
-        }
+    /// Looks a method up.
+    fn callee(&self, link: &Link, method: &MethodRef) -> Result<Callee, Status> {
         let router = self.shared.router();
         // A name comes with its first call only; a method that is exposed later is looked up again.
         let name = method.name.clone().or_else(|| link.method_name(method.number)).unwrap_or_default();
-        let Some(route) = router.get(&name) else {
-            return Err(router.unknown(&self.shared.service, &name));
-        };
-        if number > 0 {
-            if self.routes.len() <= number {
-                self.routes.resize_with(number + 1, || None);
-            }
-            self.routes[number] = Some(route.clone());
-        }
-        Ok(route.clone())
+        let route = router.get(&name).ok_or_else(|| router.unknown(&self.shared.service, &name))?.clone();
+        let peer = self.peer.clone().ok_or_else(|| Status::internal("a call came before hello"))?;
+        let line = Line { service: Arc::clone(&self.shared.service), method: Arc::clone(&route.name), peer };
+        Ok(Callee { route, line: Arc::new(line), spare: None })
     }
+}
+
+/// The length of the prefix, if a body is one message that may be as long as it is.
+fn only_message(body: &[u8], limit: usize) -> Option<usize> {
+    let (len, prefix) = wire::parse_prefix(body)?;
+    (len <= limit && prefix + len == body.len()).then_some(prefix)
 }
 
 /// How long the arguments of a call without a deadline may take to come, beside the time that their length allows for.
@@ -145,23 +187,27 @@ const ARGUMENTS_TIME: Duration = Duration::from_secs(60);
 /// The slowest pace, in bytes a second, at which long arguments may come.
 const ARGUMENTS_PACE: usize = 128 << 10;
 
-/// Waits, off the driver, for arguments that span several frames.
-fn assemble(link: &Arc<Link>, id: StreamId, context: Context, mut body: BodyReader, route: Route, running: Running) {
-    let in_task = Arc::clone(link);
-    let for_handler = context.clone();
+/// Waits, off the driver, for arguments that span several frames, and then runs the handler.
+fn assemble(
+    link: &Arc<Link>,
+    id: StreamId,
+    context: Context,
+    mut body: BodyReader,
+    service: Arc<dyn Service>,
+    method: usize,
+) -> HandlerFuture {
+    let link = Arc::clone(link);
     let limit = ARGUMENTS_TIME + Duration::from_secs((body.limit() / ARGUMENTS_PACE) as u64);
-    let future: HandlerFuture = Box::pin(async move {
+    Box::pin(async move {
         let Ok(message) = tokio::time::timeout(limit, body.message()).await else {
             let text = format!("the arguments did not come within {limit:?}");
             let status = Status::deadline_exceeded(text).with_execution(Execution::Never);
-            return in_task.fail(id, &WireStatus::from(&status));
+            return link.fail(id, &WireStatus::from(&status));
         };
-        if let Some(args) = first_message(&in_task, id, message) {
-            let incoming = Incoming::new(for_handler, args, body, running);
-            Arc::clone(&route.service).call(route.method, incoming).await;
+        if let Some(args) = first_message(&link, id, message) {
+            service.call(method, Incoming::with_body(context, args, body)).await;
         }
-    });
-    run(link, id, context, future);
+    })
 }
 
 /// The arguments; `None` if the caller was told why there are none that can be used.
@@ -183,60 +229,75 @@ fn first_message(link: &Link, id: StreamId, message: Option<Result<Bytes, BodyEr
     None
 }
 
-/// Polls the handler once, here; spawns it only if it is not ready.
-fn run(link: &Arc<Link>, id: StreamId, context: Context, future: HandlerFuture) {
-    let mut handler = InContext { context, future, done: false };
-    let mut nobody = TaskContext::from_waker(Waker::noop());
-    // A task polls it again at once with a waker of its own, so nothing that happens in between is missed.
-    if Pin::new(&mut handler).poll(&mut nobody).is_pending() {
-        let task = tokio::spawn(handler);
-        link.keep_task(id, task.abort_handle());
-    }
-}
-
-/// A handler in the context of its call. Panics end here; being dropped before the end tells the context.
-struct InContext {
+/// Polls the handler once, here; spawns it only if it is not ready. What it was given comes back when the call is over.
+fn run(
+    link: &Arc<Link>,
+    id: StreamId,
     context: Context,
-    future: HandlerFuture,
-    done: bool,
-}
-
-impl Future for InContext {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
-        let Self { context, future, done } = &mut *self;
-        let polled = context.enter(|| std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))));
-        match polled {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(())) => {
-                *done = true;
-                Poll::Ready(())
+    mut future: HandlerFuture,
+    running: Running,
+) -> (Option<Context>, Option<Running>) {
+    let mut context = Some(context);
+    match poll(&mut context, &mut future, &mut TaskContext::from_waker(Waker::noop())) {
+        Poll::Ready(finished) => {
+            if !finished {
+                context.as_ref().inspect(|context| context.cancel());
             }
-            Err(panic) => {
-                // What the handler held is dropped with the future; among it the call, which answers for itself.
-                self.report(&*panic);
-                Poll::Ready(())
-            }
+            (context.filter(|context| finished && context.is_small()), Some(running))
+        }
+        Poll::Pending => {
+            // A task polls it again at once with a waker of its own, so nothing that happens in between is missed.
+            let task = tokio::spawn(Handling { context, future, done: false, _running: running });
+            link.keep_task(id, task.abort_handle());
+            (None, None)
         }
     }
 }
 
-impl InContext {
-    fn report(&self, panic: &(dyn Any + Send)) {
-        tracing::error!(
-            service = self.context.service(),
-            method = self.context.method(),
-            panic = panic_text(panic),
-            "a handler panicked"
-        );
+/// Polls a handler in the context of its call. Panics end here: `false` says that it did not come to its end.
+fn poll(context: &mut Option<Context>, future: &mut HandlerFuture, cx: &mut TaskContext<'_>) -> Poll<bool> {
+    let poll = AssertUnwindSafe(|| future.as_mut().poll(cx));
+    match Context::enter(context, || std::panic::catch_unwind(poll)) {
+        Ok(polled) => polled.map(|()| true),
+        Err(panic) => {
+            // What the handler held was dropped on the way; among it the call, which answered for itself.
+            report(context.as_ref(), &*panic);
+            Poll::Ready(false)
+        }
     }
 }
 
-impl Drop for InContext {
+fn report(context: Option<&Context>, panic: &(dyn Any + Send)) {
+    tracing::error!(
+        service = context.map(Context::service),
+        method = context.map(Context::method),
+        panic = panic_text(panic),
+        "a handler panicked"
+    );
+}
+
+/// A handler that was not ready at once. Being dropped before the end tells its context.
+struct Handling {
+    context: Option<Context>,
+    future: HandlerFuture,
+    done: bool,
+    /// Counts this call among those that run.
+    _running: Running,
+}
+
+impl Future for Handling {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
+        let Self { context, future, done, .. } = &mut *self;
+        poll(context, future, cx).map(|finished| *done = finished)
+    }
+}
+
+impl Drop for Handling {
     fn drop(&mut self) {
-        if !self.done {
-            self.context.cancel();
+        if let Some(context) = self.context.as_ref().filter(|_| !self.done) {
+            context.cancel();
         }
     }
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
-use super::Shared;
 use crate::body::{BodyError, BodyReader};
 use crate::context::Context;
 use crate::message;
@@ -25,27 +24,22 @@ pub struct Incoming {
     pub(super) id: StreamId,
     context: Context,
     args: Bytes,
-    body: Option<BodyReader>,
+    /// What comes behind the arguments; in a box, for this moves with the handler's future, and most calls have none.
+    body: Option<Box<BodyReader>>,
     answered: bool,
-    /// Counts this call among those that run.
-    _running: Running,
-}
-
-/// One of the calls that a server runs at this moment.
-#[derive(Debug)]
-pub(super) struct Running(pub(super) Arc<Shared>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.running.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
-    }
 }
 
 impl Incoming {
-    pub(super) fn new(context: Context, args: Bytes, body: BodyReader, running: Running) -> Self {
+    /// A call that is all there.
+    pub(super) fn whole(link: Arc<Link>, id: StreamId, context: Context, args: Bytes) -> Self {
+        Self { link, id, context, args, body: None, answered: false }
+    }
+
+    /// A call with a body behind its arguments.
+    pub(super) fn with_body(context: Context, args: Bytes, body: BodyReader) -> Self {
         let link = Arc::clone(body.link());
         let id = body.id();
-        Self { link, id, context, args, body: Some(body), answered: false, _running: running }
+        Self { link, id, context, args, body: Some(Box::new(body)), answered: false }
     }
 
     /// What the handler may know of the call.

@@ -114,7 +114,7 @@ fn open(link: &Link) -> StreamId {
         out.extend_from_slice(&[7]);
         Ok::<_, ()>(Vec::new())
     };
-    link.open(head, Instant::now(), encode).unwrap()
+    link.open(head, Instant::now(), None, encode).unwrap()
 }
 
 async fn answer(link: &Arc<Link>, id: StreamId) -> Result<Vec<u8>, Failure> {

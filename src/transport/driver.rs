@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::AsyncRead;
 use tokio::time::{Instant, Sleep};
 use tokio_util::io::poll_read_buf;
@@ -46,15 +46,21 @@ pub(crate) trait Handler: Send + 'static {
     /// Hello is through.
     fn ready(&mut self, link: &Arc<Link>);
     /// A call arrived, was given up or is over its deadline.
-    fn event(&mut self, link: &Arc<Link>, event: Event);
+    fn event(&mut self, link: &Arc<Link>, happened: Happened);
+    /// No more events are there for now.
+    fn rest(&mut self);
 }
+
+/// An event, and the body of the call that it announces if all of it is there.
+pub(crate) type Happened = (Event, Option<Bytes>);
 
 /// A client's connection: nobody calls it.
 pub(crate) struct NoCalls;
 
 impl Handler for NoCalls {
     fn ready(&mut self, _link: &Arc<Link>) {}
-    fn event(&mut self, _link: &Arc<Link>, _event: Event) {}
+    fn event(&mut self, _link: &Arc<Link>, _happened: Happened) {}
+    fn rest(&mut self) {}
 }
 
 /// The task of one connection; [`Driver::run`] ends when the connection does. Dropping it ends the connection too.
@@ -64,7 +70,7 @@ pub(crate) struct Driver<H: Handler> {
     buffer: BytesMut,
     read_size: usize,
     small_reads: u32,
-    events: VecDeque<Event>,
+    events: VecDeque<Happened>,
     wakers: Vec<Waker>,
     timer: Pin<Box<Sleep>>,
     yielded: bool,
@@ -293,9 +299,12 @@ impl<H: Handler> Driver<H> {
     fn dispatch(&mut self) -> bool {
         let mut handed_on = false;
         for _ in 0..EVENTS_PER_TURN {
-            let Some(event) = self.events.pop_front() else { break };
-            self.handler.event(&self.link, event);
+            let Some(happened) = self.events.pop_front() else { break };
+            self.handler.event(&self.link, happened);
             handed_on = true;
+        }
+        if handed_on {
+            self.handler.rest();
         }
         handed_on
     }
@@ -366,10 +375,9 @@ fn eof(rest: &[u8]) -> Error {
 }
 
 /// Wakes those who wait and takes the rest for the handler. Says whether hello is through.
-fn take_events(link: &Link, state: &mut State, wakers: &mut Vec<Waker>, events: &mut VecDeque<Event>) -> bool {
+fn take_events(link: &Link, state: &mut State, wakers: &mut Vec<Waker>, events: &mut VecDeque<Happened>) -> bool {
     let mut became_ready = false;
-    state.take_wakers(wakers);
-    while let Some(event) = state.events.pop_front() {
+    while let Some(event) = state.next_event(wakers) {
         match event {
             // In the order of the wire: who is leaving says so right after its hello.
             Event::Ready => {
@@ -377,7 +385,8 @@ fn take_events(link: &Link, state: &mut State, wakers: &mut Vec<Waker>, events: 
                 became_ready = true;
             }
             Event::Draining => link.set_phase(Phase::Draining),
-            event => events.push_back(event),
+            Event::Call { id, .. } => events.push_back((event, state.proto.take_whole(id))),
+            event => events.push_back((event, None)),
         }
     }
     became_ready

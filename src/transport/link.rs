@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -61,6 +62,8 @@ pub(crate) struct Link {
     state: Mutex<State>,
     write: Box<dyn WriteHalf>,
     phase: watch::Sender<Phase>,
+    /// The phase is [`Phase::Ready`].
+    usable: AtomicBool,
     remote: Option<SocketAddr>,
 }
 
@@ -76,7 +79,13 @@ pub(super) enum Flush {
 
 impl Link {
     pub(super) fn new(proto: Connection, write: Box<dyn WriteHalf>, remote: Option<SocketAddr>) -> Self {
-        Self { state: Mutex::new(State::new(proto)), write, phase: watch::Sender::new(Phase::Handshaking), remote }
+        Self {
+            state: Mutex::new(State::new(proto)),
+            write,
+            phase: watch::Sender::new(Phase::Handshaking),
+            usable: AtomicBool::new(false),
+            remote,
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -95,12 +104,13 @@ impl Link {
     }
 
     pub(super) fn set_phase(&self, phase: Phase) {
+        self.usable.store(matches!(phase, Phase::Ready), Ordering::Release);
         self.phase.send_replace(phase);
     }
 
     /// Whether calls can be made on it now.
     pub(crate) fn is_usable(&self) -> bool {
-        matches!(*self.phase.borrow(), Phase::Ready)
+        self.usable.load(Ordering::Acquire)
     }
 
     /// What the other side said in its hello.
@@ -115,16 +125,21 @@ impl Link {
 
     // ---- calls
 
-    /// Opens a call whose first message `encode` writes straight into the send buffer.
+    /// Opens a call whose first message `encode` writes straight into the send buffer. `reader` is woken when its answer can
+    /// be read.
     pub(crate) fn open<E>(
         &self,
         head: Open<'_>,
         now: Instant,
+        reader: Option<&Waker>,
         encode: impl FnOnce(&mut BytesMut) -> Result<Apart, E>,
     ) -> Result<StreamId, OpenError<E>> {
         let mut state = self.lock();
         let id = state.proto.open(head, now, encode)?;
-        state.forget_wakers(id);
+        let slot = state.slot(id);
+        slot.reader = reader.cloned();
+        slot.writer = None;
+        slot.metadata = None;
         self.kick(state);
         Ok(id)
     }
@@ -262,7 +277,7 @@ impl Link {
     pub(crate) fn fail_and_abort(&self, id: StreamId, status: &WireStatus) {
         let mut state = self.lock();
         state.proto.fail(id, status);
-        let task = state.slot(id).task.take();
+        let task = state.take_task(id);
         self.kick(state);
         if let Some(task) = task {
             task.abort();
@@ -277,7 +292,7 @@ impl Link {
     fn end<T>(&self, id: StreamId, act: impl FnOnce(&mut Connection) -> T) -> T {
         let mut state = self.lock();
         let result = act(&mut state.proto);
-        let task = if state.proto.is_open(id) { None } else { state.slot(id).task.take() };
+        let task = if state.proto.is_open(id) { None } else { state.take_task(id) };
         self.kick(state);
         drop(task);
         result
@@ -293,7 +308,7 @@ impl Link {
 
     /// Ends the task that runs the call's handler, if there is one.
     pub(crate) fn abort_task(&self, id: StreamId) {
-        let task = self.lock().slot(id).task.take();
+        let task = self.lock().take_task(id);
         if let Some(task) = task {
             task.abort();
         }

@@ -70,6 +70,11 @@ impl State {
         }
     }
 
+    /// Takes the handle of the task that runs the call's handler; most handlers need none.
+    pub(super) fn take_task(&mut self, id: StreamId) -> Option<AbortHandle> {
+        self.slots.get_mut(usize::from(id.slot()))?.task.take()
+    }
+
     /// The place of a call, which it shares with those before and after it.
     pub(super) fn slot(&mut self, id: StreamId) -> &mut Slot {
         let index = usize::from(id.slot());
@@ -77,15 +82,6 @@ impl State {
             self.slots.resize_with(index + 1, Slot::default);
         }
         &mut self.slots[index]
-    }
-
-    /// Begins a new call in its place.
-    pub(super) fn forget_wakers(&mut self, id: StreamId) {
-        if let Some(slot) = self.slots.get_mut(usize::from(id.slot())) {
-            slot.reader = None;
-            slot.writer = None;
-            slot.metadata = None;
-        }
     }
 
     /// Whether the kernel may take something.
@@ -101,24 +97,38 @@ impl State {
     /// Takes the wakers of everyone for whom something has happened. Whatever queues or ends something must do this before
     /// the lock is given up: the machine says a thing once. What concerns the driver waits for it in `events`.
     pub(super) fn take_wakers(&mut self, wakers: &mut Vec<Waker>) {
+        if !self.proto.has_events() && self.slot_waiters.is_empty() {
+            return;
+        }
+        while let Some(event) = self.poll_event(wakers) {
+            self.events.push_back(event);
+        }
+    }
+
+    /// The next event that only the driver can deal with; takes the wakers of all that happened before it.
+    pub(super) fn next_event(&mut self, wakers: &mut Vec<Waker>) -> Option<Event> {
+        self.events.pop_front().or_else(|| self.poll_event(wakers))
+    }
+
+    fn poll_event(&mut self, wakers: &mut Vec<Waker>) -> Option<Event> {
         while let Some(event) = self.proto.poll_event() {
             match event {
                 Event::Readable(id) => wakers.extend(self.slot(id).reader.take()),
                 Event::Writable(id) => wakers.extend(self.slot(id).writer.take()),
                 Event::SlotFree => wakers.append(&mut self.slot_waiters),
-                Event::Answer { id, metadata } => self.slot(id).metadata = Some(Box::new(metadata)),
-                other => {
-                    if matches!(other, Event::Draining) {
-                        wakers.append(&mut self.slot_waiters);
-                    }
-                    self.events.push_back(other);
+                Event::Answer { id, metadata } => self.slot(id).metadata = Some(metadata),
+                Event::Draining => {
+                    wakers.append(&mut self.slot_waiters);
+                    return Some(event);
                 }
+                _ => return Some(event),
             }
         }
         // Somebody may have begun to wait after the machine had said it.
         if !self.slot_waiters.is_empty() && self.proto.free_slots() > 0 {
             wakers.append(&mut self.slot_waiters);
         }
+        None
     }
 
     pub(super) fn write_error(&self) -> Option<&Error> {

@@ -355,10 +355,10 @@ fn metadata_travels_both_ways() {
     let id = pair.open_with(Open { metadata: Some(&metadata), attempt: 2, ..call("add") }, b"args");
     pair.run();
     let Some(Event::Call { metadata: Some(came), attempt: 2, .. }) = pair.server_events.pop_front() else { panic!() };
-    assert_eq!(came, metadata);
+    assert_eq!(*came, metadata);
     assert_eq!(read_messages(&mut pair.server, id), [b"args"]);
     pair.server.answer(id, Some(&metadata), put(b"sum")).unwrap();
     pair.run();
-    assert_eq!(pair.client_events, [Event::Answer { id, metadata }, Event::Readable(id)]);
+    assert_eq!(pair.client_events, [Event::Answer { id, metadata: Box::new(metadata) }, Event::Readable(id)]);
     assert_eq!(read_messages(&mut pair.client, id), [b"sum"]);
 }

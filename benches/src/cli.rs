@@ -1,0 +1,46 @@
+//! The command line: words in order, and `--name value` or `--name` anywhere.
+//!
+//! Must never know what a command means. Next: `main`.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::str::FromStr;
+
+/// What the command was given.
+#[derive(Debug)]
+pub(crate) struct Arguments {
+    words: std::vec::IntoIter<String>,
+    options: HashMap<String, String>,
+}
+
+impl Arguments {
+    pub(crate) fn parse(from: impl Iterator<Item = String>) -> Self {
+        let (mut words, mut options) = (Vec::new(), HashMap::new());
+        let mut from = from.peekable();
+        while let Some(word) = from.next() {
+            match word.strip_prefix("--") {
+                Some(name) => {
+                    let value = from.next_if(|next| !next.starts_with("--")).unwrap_or_default();
+                    options.insert(name.to_owned(), value);
+                }
+                None => words.push(word),
+            }
+        }
+        Self { words: words.into_iter(), options }
+    }
+
+    /// The next word, empty when there is none.
+    pub(crate) fn next(&mut self) -> String {
+        self.words.next().unwrap_or_default()
+    }
+
+    /// The next word, split at its commas.
+    pub(crate) fn list(&mut self) -> Vec<String> {
+        self.next().split(',').filter(|entry| !entry.is_empty()).map(str::to_owned).collect()
+    }
+
+    pub(crate) fn option<T: FromStr<Err: Debug>>(&self, name: &str) -> Option<T> {
+        let text = self.options.get(name)?;
+        Some(text.parse().unwrap_or_else(|error| panic!("--{name} {text}: {error:?}")))
+    }
+}

@@ -1,0 +1,104 @@
+//! Streams from the server, in the client.
+//!
+//! Owns the return of credit: by halves of the window, when the reader has taken the bytes. Next: `client`.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::Poll;
+
+use bytes::{Buf, Bytes};
+
+use super::WINDOW;
+use super::client::Shared;
+use super::frame::{Key, Kind};
+use super::slab::Entry;
+use crate::peer::Feed;
+
+/// A stream that is read.
+struct Reader<'a> {
+    shared: &'a Shared,
+    key: Key,
+    /// What was taken over with one lock.
+    taken: VecDeque<Bytes>,
+    unreturned: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn open(shared: &'a Shared, kind: Kind, arguments: &[u8]) -> Self {
+        let mut state = shared.lock();
+        let key = state.slab.insert(Entry::Down { queue: VecDeque::new(), ended: false, waker: None });
+        state.out.small(kind, key, arguments);
+        shared.send(state);
+        Self { shared, key, taken: VecDeque::new(), unreturned: 0 }
+    }
+
+    /// The next piece, `None` at the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.taken.is_empty() {
+            poll_fn(|cx| {
+                let mut state = self.shared.lock();
+                match state.slab.get(self.key) {
+                    Some(Entry::Down { queue, .. }) if !queue.is_empty() => std::mem::swap(queue, &mut self.taken),
+                    Some(Entry::Down { ended: true, .. }) => drop(state.slab.remove(self.key)),
+                    Some(Entry::Down { waker, .. }) => {
+                        *waker = Some(cx.waker().clone());
+                        return Poll::Pending;
+                    }
+                    _ => unreachable!("the stream is in its place"),
+                }
+                Poll::Ready(())
+            })
+            .await;
+        }
+        let piece = self.taken.pop_front()?;
+        self.unreturned += piece.len();
+        if self.unreturned >= WINDOW / 2 {
+            let mut state = self.shared.lock();
+            state.out.small(Kind::Credit, self.key, &(self.unreturned as u64).to_le_bytes());
+            self.unreturned = 0;
+            self.shared.send(state);
+        }
+        Some(piece)
+    }
+}
+
+/// The items of a stream, one by one.
+struct Items<'a> {
+    reader: Reader<'a>,
+    piece: Bytes,
+}
+
+impl Items<'_> {
+    #[inline]
+    async fn next(&mut self) -> Option<u64> {
+        if self.piece.is_empty() {
+            self.piece = self.reader.next().await?;
+        }
+        Some(self.piece.get_u64_le())
+    }
+}
+
+pub(crate) async fn items(shared: &Shared, count: u64, feed: Feed) -> u64 {
+    let kind = match feed {
+        Feed::Ready => Kind::Items,
+        Feed::Sent => Kind::ItemsSent,
+    };
+    let mut items = Items { reader: Reader::open(shared, kind, &count.to_le_bytes()), piece: Bytes::new() };
+    let mut sum = 0_u64;
+    while let Some(item) = items.next().await {
+        sum = sum.wrapping_add(item);
+    }
+    sum
+}
+
+pub(crate) async fn chunks(shared: &Shared, count: u64, size: usize) -> u64 {
+    let mut arguments = [0; 16];
+    arguments[..8].copy_from_slice(&count.to_le_bytes());
+    arguments[8..].copy_from_slice(&(size as u64).to_le_bytes());
+    let mut reader = Reader::open(shared, Kind::Chunks, &arguments);
+    let mut bytes = 0;
+    while let Some(piece) = reader.next().await {
+        bytes += piece.len() as u64;
+    }
+    bytes
+}

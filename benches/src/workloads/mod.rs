@@ -1,0 +1,78 @@
+//! What is asked of every peer.
+//!
+//! Owns the names of the workloads and the clocks around them. Must never treat peers differently. Next: `calls` for W1, W2
+//! and W3.
+
+pub(crate) mod calls;
+mod meter;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::peer::Peer;
+use crate::place::cpu_seconds;
+
+/// What one run measured, by name.
+pub(crate) type Figures = BTreeMap<String, f64>;
+
+/// How long a run goes before it is measured.
+pub(crate) const WARM_UP: Duration = Duration::from_millis(300);
+
+/// One run.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) address: SocketAddr,
+    /// The server's process, if its use of processors is wanted.
+    pub(crate) server: Option<u32>,
+    pub(crate) measured: Duration,
+    /// That many calls instead of a time, and no figures: for counting instructions.
+    pub(crate) calls: Option<u64>,
+}
+
+impl Plan {
+    /// Starts the clocks.
+    pub(crate) fn watch(&self) -> Watch {
+        Watch { server: self.server, begun: Instant::now(), cpu: cpu_of(self.server) }
+    }
+}
+
+/// The clocks of a run: elapsed, and the processor's of both sides.
+#[derive(Clone, Debug)]
+pub(crate) struct Watch {
+    server: Option<u32>,
+    begun: Instant,
+    cpu: [f64; 2],
+}
+
+/// What the clocks showed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Used {
+    pub(crate) seconds: f64,
+    pub(crate) client_cpu: f64,
+    pub(crate) server_cpu: Option<f64>,
+}
+
+fn cpu_of(server: Option<u32>) -> [f64; 2] {
+    [cpu_seconds(std::process::id()), server.map_or(0.0, cpu_seconds)]
+}
+
+impl Watch {
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    pub(crate) fn stop(&self) -> Used {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let [client, server] = cpu_of(self.server);
+        Used { seconds, client_cpu: client - self.cpu[0], server_cpu: self.server.map(|_| server - self.cpu[1]) }
+    }
+}
+
+/// Runs one workload.
+pub(crate) async fn run<P: Peer>(workload: &str, plan: Plan) -> Figures {
+    if let Some(in_flight) = calls::in_flight(workload) {
+        return calls::adds(P::connect(plan.address).await, in_flight, &plan).await;
+    }
+    panic!("there is no workload {workload:?}")
+}
