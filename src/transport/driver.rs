@@ -363,6 +363,9 @@ impl<H: Handler> Driver<H> {
 
 impl<H: Handler> Drop for Driver<H> {
     fn drop(&mut self) {
+        if self.read_size == MAX_READ {
+            buffers::forget();
+        }
         if !matches!(*self.link.phase().borrow(), Phase::Closed(_)) {
             self.link.lost(&Arc::new(Error::Closed));
         }
