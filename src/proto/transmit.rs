@@ -24,9 +24,9 @@ impl Connection {
         !self.outbox.is_empty() || self.bulk_can_go()
     }
 
-    /// How many bytes of small frames wait.
-    pub(crate) fn queued_bytes(&self) -> usize {
-        self.outbox.end()
+    /// Whether so many small frames wait that they should not wait for more.
+    pub(crate) fn has_plenty(&self) -> bool {
+        self.outbox.is_plenty()
     }
 
     /// Fills an empty batch: all small frames, then a quantum of bulk. May produce events.

@@ -26,12 +26,6 @@ use crate::wire::{Apart, StreamId, WireStatus};
 /// Pieces that one write hands to the kernel at most; more are written in the next turn.
 const MAX_SLICES: usize = 64;
 
-/// Once so many bytes of small frames wait, whoever queued the last of them writes, so that the peer works on them while more
-/// are made. Waiting for everyone, as the driver does, makes both sides take turns: with 256 calls in flight between two cores
-/// that is little more than half as fast. Half of this costs a tenth more processor time for many small writes; four times as
-/// much does not split what 256 calls are.
-const EARLY: usize = 2 << 10;
-
 /// A part of an outgoing body; prefixes are in it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Piece {
@@ -363,7 +357,7 @@ impl Link {
             let reason = if state.proto.is_draining() { CloseReason::ShuttingDown } else { CloseReason::Done };
             state.proto.close(reason, "");
         }
-        if state.proto.queued_bytes() >= EARLY && !state.writing && state.can_write() {
+        if state.proto.has_plenty() && !state.writing && state.can_write() {
             match self.flush(state) {
                 Flush::Done => return,
                 Flush::Blocked | Flush::More => state = self.lock(),
