@@ -3,6 +3,7 @@
 //! Owns the step from frames to messages on both sides of a call. It must never decode a message (that is
 //! [`crate::message`]). Look next at [`crate::pack`] for the other direction.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -108,6 +109,21 @@ impl Cutter {
             }
         }
         self.gather()
+    }
+
+    /// Reads the next message where it is, if it is whole there and not too long; [`next`](Self::next) does the rest.
+    #[inline]
+    pub(crate) fn next_in_place<T>(&mut self, read: impl FnOnce(&Bytes, Range<usize>) -> T) -> Option<T> {
+        if !self.partial.is_empty() {
+            return None;
+        }
+        let (len, prefix) = wire::parse_prefix(&self.piece)?;
+        if len > self.limit || prefix + len > self.piece.len() {
+            return None;
+        }
+        let value = read(&self.piece, prefix..prefix + len);
+        self.piece.advance(prefix + len);
+        Some(value)
     }
 
     /// Moves what belongs to the unfinished message out of the piece.
@@ -255,6 +271,14 @@ impl BodyReader {
                 Poll::Ready(Read::Failed(failure)) => return Poll::Ready(Some(Err(BodyError::Failed(failure)))),
             }
         }
+    }
+
+    /// The next message if it needs no waiting and no work but reading it; `None` is for
+    /// [`poll_message`](Self::poll_message) to explain.
+    #[inline]
+    pub(crate) fn next_in_place<T>(&mut self, read: impl FnOnce(&Bytes, Range<usize>) -> T) -> Option<T> {
+        // The first message may have to be counted.
+        if self.assembly.is_some() { None } else { self.cutter.next_in_place(read) }
     }
 
     /// See [`BodyReader::poll_message`].

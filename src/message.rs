@@ -9,9 +9,11 @@ mod shared;
 use std::any::{Any, TypeId};
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use found::Found;
+use rmp_serde::decode::ReadRefReader;
 use serde::de::value::MapDeserializer;
 use serde::de::{DeserializeOwned, IgnoredAny, IntoDeserializer};
 use serde::{Deserialize, Serialize};
@@ -183,17 +185,27 @@ fn expected<A: DeserializeOwned>(name: &str, found: &Found) -> Option<String> {
     A::deserialize(only).err().map(|error| error.to_string()).filter(|text| text.starts_with("invalid"))
 }
 
-fn deserializer(message: &Bytes) -> rmp_serde::Deserializer<rmp_serde::decode::ReadRefReader<'_, [u8]>> {
-    let mut deserializer = rmp_serde::Deserializer::from_read_ref(message.as_ref());
+/// Reads a message that is this part of a piece of a body, without a handle of its own unless the value keeps it.
+#[inline]
+pub(crate) fn decode_part<T: DeserializeOwned + 'static>(piece: &Bytes, part: Range<usize>) -> Result<T, MessageError> {
+    if part.len() < shared::SHARED && TypeId::of::<T>() != TypeId::of::<Bytes>() {
+        let mut deserializer = deserializer(&piece[part.clone()]);
+        if let Ok(value) = T::deserialize(&mut deserializer) {
+            return expect_end(&mut deserializer).map(|()| value);
+        }
+    }
+    decode(&piece.slice(part))
+}
+
+fn deserializer(message: &[u8]) -> rmp_serde::Deserializer<ReadRefReader<'_, [u8]>> {
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(message);
     // The counter of rmp-serde is taken down before it is compared with 0.
     deserializer.set_max_depth(MAX_DEPTH + 1);
     deserializer
 }
 
 /// Refuses bytes after the value: two readers could otherwise see two different messages.
-fn expect_end<'de, R: rmp_serde::decode::ReadSlice<'de>>(
-    deserializer: &mut rmp_serde::Deserializer<R>,
-) -> Result<(), MessageError> {
+fn expect_end(deserializer: &mut rmp_serde::Deserializer<ReadRefReader<'_, [u8]>>) -> Result<(), MessageError> {
     match IgnoredAny::deserialize(deserializer) {
         Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => Ok(()),
         _ => Err(MessageError("the message has bytes after its value".to_owned())),

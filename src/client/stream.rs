@@ -3,6 +3,7 @@
 //! Owns the duty to cancel: dropping it before the end gives the call up at the server. It must never start another attempt.
 //! Look next at [`super::attempts`].
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -103,6 +104,14 @@ impl Attempt {
             Some(Err(BodyError::TooLong { .. } | BodyError::NoRoom)) => false,
         };
         Poll::Ready(message)
+    }
+
+    /// See [`BodyReader::next_in_place`].
+    #[inline]
+    pub(super) fn next_in_place<T>(&mut self, read: impl FnOnce(&Bytes, Range<usize>) -> T) -> Option<T> {
+        let value = self.reader.next_in_place(read)?;
+        self.over = self.reader.is_at_end();
+        Some(value)
     }
 
     /// See [`Attempt::poll_message`].

@@ -27,7 +27,7 @@ pub(super) const APART: usize = 4 << 10;
 
 /// From this length on a field is a slice of its message. The message lies in a read buffer of up to 128 KiB, so who keeps the
 /// field keeps at most eight times as much.
-const SHARED: usize = 16 << 10;
+pub(super) const SHARED: usize = 16 << 10;
 
 /// How many times longer than the field the message may be, for the same reason.
 const MOST_KEPT: usize = 8;
