@@ -112,7 +112,7 @@ impl Cutter {
     }
 
     /// Reads the next message where it is, if it is whole there and not too long; [`next`](Self::next) does the rest.
-    #[inline]
+    #[inline(always)] // The value is several words, and copying them at once after writing them one by one stalls.
     pub(crate) fn next_in_place<T>(&mut self, read: impl FnOnce(&Bytes, Range<usize>) -> T) -> Option<T> {
         if !self.partial.is_empty() {
             return None;
@@ -275,7 +275,7 @@ impl BodyReader {
 
     /// The next message if it needs no waiting and no work but reading it; `None` is for
     /// [`poll_message`](Self::poll_message) to explain.
-    #[inline]
+    #[inline(always)] // The value is several words, and copying them at once after writing them one by one stalls.
     pub(crate) fn next_in_place<T>(&mut self, read: impl FnOnce(&Bytes, Range<usize>) -> T) -> Option<T> {
         // The first message may have to be counted.
         if self.assembly.is_some() { None } else { self.cutter.next_in_place(read) }

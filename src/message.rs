@@ -186,7 +186,7 @@ fn expected<A: DeserializeOwned>(name: &str, found: &Found) -> Option<String> {
 }
 
 /// Reads a message that is this part of a piece of a body, without a handle of its own unless the value keeps it.
-#[inline]
+#[inline(always)] // See `BodyReader::next_in_place`.
 pub(crate) fn decode_part<T: DeserializeOwned + 'static>(piece: &Bytes, part: Range<usize>) -> Result<T, MessageError> {
     if part.len() < shared::SHARED && TypeId::of::<T>() != TypeId::of::<Bytes>() {
         let mut deserializer = deserializer(&piece[part.clone()]);

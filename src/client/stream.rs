@@ -107,7 +107,7 @@ impl Attempt {
     }
 
     /// See [`BodyReader::next_in_place`].
-    #[inline]
+    #[inline(always)] // See there.
     pub(super) fn next_in_place<T>(&mut self, read: impl FnOnce(&Bytes, Range<usize>) -> T) -> Option<T> {
         let value = self.reader.next_in_place(read)?;
         self.over = self.reader.is_at_end();
