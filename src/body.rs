@@ -3,7 +3,6 @@
 //! Owns the step from frames to messages on both sides of a call. It must never decode a message (that is
 //! [`crate::message`]). Look next at [`crate::pack`] for the other direction.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -111,17 +110,18 @@ impl Cutter {
         self.gather()
     }
 
-    /// Reads the next message where it is, if it is whole there and not too long; [`next`](Self::next) does the rest.
-    #[inline(always)] // The value is several words, and copying them at once after writing them one by one stalls.
-    pub(crate) fn next_in_place<T>(&mut self, read: impl FnOnce(&Bytes, Range<usize>) -> T) -> Option<T> {
+    /// Reads the next message where it is, if it is whole there, and leaves it to [`next`](Self::next) otherwise, or if `read`
+    /// does.
+    #[inline]
+    pub(crate) fn next_in_place<T>(&mut self, read: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
         if !self.partial.is_empty() {
             return None;
         }
         let (len, prefix) = wire::parse_prefix(&self.piece)?;
-        if len > self.limit || prefix + len > self.piece.len() {
+        if len > self.limit {
             return None;
         }
-        let value = read(&self.piece, prefix..prefix + len);
+        let value = read(self.piece.get(prefix..prefix + len)?)?;
         self.piece.advance(prefix + len);
         Some(value)
     }
@@ -273,10 +273,10 @@ impl BodyReader {
         }
     }
 
-    /// The next message if it needs no waiting and no work but reading it; `None` is for
+    /// The next message if it needs no waiting and no work but `read`; `None` is for
     /// [`poll_message`](Self::poll_message) to explain.
-    #[inline(always)] // The value is several words, and copying them at once after writing them one by one stalls.
-    pub(crate) fn next_in_place<T>(&mut self, read: impl FnOnce(&Bytes, Range<usize>) -> T) -> Option<T> {
+    #[inline]
+    pub(crate) fn next_in_place<T>(&mut self, read: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
         // The first message may have to be counted.
         if self.assembly.is_some() { None } else { self.cutter.next_in_place(read) }
     }

@@ -9,7 +9,6 @@ mod shared;
 use std::any::{Any, TypeId};
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Range;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use found::Found;
@@ -185,16 +184,16 @@ fn expected<A: DeserializeOwned>(name: &str, found: &Found) -> Option<String> {
     A::deserialize(only).err().map(|error| error.to_string()).filter(|text| text.starts_with("invalid"))
 }
 
-/// Reads a message that is this part of a piece of a body, without a handle of its own unless the value keeps it.
-#[inline(always)] // See `BodyReader::next_in_place`.
-pub(crate) fn decode_part<T: DeserializeOwned + 'static>(piece: &Bytes, part: Range<usize>) -> Result<T, MessageError> {
-    if part.len() < shared::SHARED && TypeId::of::<T>() != TypeId::of::<Bytes>() {
-        let mut deserializer = deserializer(&piece[part.clone()]);
-        if let Ok(value) = T::deserialize(&mut deserializer) {
-            return expect_end(&mut deserializer).map(|()| value);
-        }
+/// Reads one message as a `T` that keeps nothing of it; `None` where [`decode`] has to do it, or to say what is wrong.
+#[inline]
+pub(crate) fn decode_in_place<T: DeserializeOwned + 'static>(message: &[u8]) -> Option<T> {
+    if message.len() >= shared::SHARED || TypeId::of::<T>() == TypeId::of::<Bytes>() {
+        return None;
     }
-    decode(&piece.slice(part))
+    let mut deserializer = deserializer(message);
+    let value = T::deserialize(&mut deserializer).ok()?;
+    expect_end(&mut deserializer).ok()?;
+    Some(value)
 }
 
 fn deserializer(message: &[u8]) -> rmp_serde::Deserializer<ReadRefReader<'_, [u8]>> {

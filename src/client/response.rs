@@ -20,7 +20,7 @@ use super::call::CallInfo;
 use super::stream::{Asked, Attempt};
 use super::target::Target;
 use crate::body::BodyError;
-use crate::message::{self, MessageError};
+use crate::message;
 use crate::metadata::Metadata;
 use crate::service::Failure;
 use crate::status::{Execution, Status};
@@ -263,14 +263,11 @@ fn decode<T: DeserializeOwned + 'static, A: Arguments, E: Failure>(
     target: &Arc<Target>,
     message: &Bytes,
 ) -> Result<T, E> {
-    message::decode(message).map_err(|error| undecodable(&error, attempts, target))
-}
-
-#[cold]
-fn undecodable<A: Arguments, E: Failure>(error: &MessageError, attempts: &Attempts<A>, target: &Arc<Target>) -> E {
-    let text = format!("the answer is not of the type expected: {error}");
-    let status = Status::internal(text).with_execution(Execution::Done);
-    attempts.failed(Some(target), status).into_error()
+    message::decode(message).map_err(|error| {
+        let text = format!("the answer is not of the type expected: {error}");
+        let status = Status::internal(text).with_execution(Execution::Done);
+        attempts.failed(Some(target), status).into_error()
+    })
 }
 
 fn info<A: Arguments>(attempts: &Attempts<A>, target: &Target, metadata: Metadata) -> CallInfo {
@@ -299,9 +296,9 @@ impl<A: Arguments, T: DeserializeOwned + 'static, E: Failure> Stream for ItemStr
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        if let (ItemState::Open(attempt), Some(attempts), true) = (&mut this.state, &this.attempts, this.begun) {
-            if let Some(item) = attempt.next_in_place(message::decode_part) {
-                return Poll::Ready(Some(item.map_err(|error| undecodable(&error, attempts, attempt.target()))));
+        if let (ItemState::Open(attempt), true) = (&mut this.state, this.begun) {
+            if let Some(item) = attempt.next_in_place(message::decode_in_place) {
+                return Poll::Ready(Some(Ok(item)));
             }
         }
         loop {

@@ -3,7 +3,6 @@
 //! Owns the duty to cancel: dropping it before the end gives the call up at the server. It must never start another attempt.
 //! Look next at [`super::attempts`].
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -107,8 +106,8 @@ impl Attempt {
     }
 
     /// See [`BodyReader::next_in_place`].
-    #[inline(always)] // See there.
-    pub(super) fn next_in_place<T>(&mut self, read: impl FnOnce(&Bytes, Range<usize>) -> T) -> Option<T> {
+    #[inline]
+    pub(super) fn next_in_place<T>(&mut self, read: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
         let value = self.reader.next_in_place(read)?;
         self.over = self.reader.is_at_end();
         Some(value)

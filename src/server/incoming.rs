@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::body::{BodyError, BodyReader};
 use crate::context::Context;
-use crate::message::{self, MessageError};
+use crate::message;
 use crate::proto::Failure;
 use crate::status::{Execution, Status};
 use crate::streaming::Streaming;
@@ -62,12 +62,13 @@ impl Incoming {
     pub fn body<T: DeserializeOwned + Send + 'static>(&mut self) -> Streaming<T> {
         let Some(mut body) = self.body.take() else { return Streaming::new(futures::stream::empty()) };
         Streaming::new(futures::stream::poll_fn(move |cx| {
-            if let Some(item) = body.next_in_place(message::decode_part) {
-                return Poll::Ready(Some(item.map_err(|error| undecodable(&error))));
+            if let Some(item) = body.next_in_place(message::decode_in_place) {
+                return Poll::Ready(Some(Ok(item)));
             }
             body.poll_message(cx).map(|message| {
                 Some(match message? {
-                    Ok(message) => message::decode(&message).map_err(|error| undecodable(&error)),
+                    Ok(message) => message::decode(&message)
+                        .map_err(|error| Status::invalid_argument(format!("an item of the body: {error}"))),
                     Err(error) => Err(body_status(error)),
                 })
             })
@@ -81,11 +82,6 @@ impl Incoming {
     pub(super) fn max_answer(&self) -> u64 {
         self.link.with_peer(|peer| peer.map_or(u64::MAX, |peer| peer.max_message))
     }
-}
-
-#[cold]
-fn undecodable(error: &MessageError) -> Status {
-    Status::invalid_argument(format!("an item of the body: {error}"))
 }
 
 /// What a handler is told when the body of its request ends badly.

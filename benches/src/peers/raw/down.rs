@@ -4,13 +4,15 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
 
 use super::WINDOW;
 use super::client::Shared;
-use super::frame::{Key, Kind};
+use super::frame::{Key, Kind, number};
 use super::slab::Entry;
 use crate::peer::Feed;
 
@@ -33,24 +35,20 @@ impl<'a> Reader<'a> {
     }
 
     /// The next piece, `None` at the end.
-    async fn next(&mut self) -> Option<Bytes> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if self.taken.is_empty() {
-            poll_fn(|cx| {
-                let mut state = self.shared.lock();
-                match state.slab.get(self.key) {
-                    Some(Entry::Down { queue, .. }) if !queue.is_empty() => std::mem::swap(queue, &mut self.taken),
-                    Some(Entry::Down { ended: true, .. }) => drop(state.slab.remove(self.key)),
-                    Some(Entry::Down { waker, .. }) => {
-                        *waker = Some(cx.waker().clone());
-                        return Poll::Pending;
-                    }
-                    _ => unreachable!("the stream is in its place"),
+            let mut state = self.shared.lock();
+            match state.slab.get(self.key) {
+                Some(Entry::Down { queue, .. }) if !queue.is_empty() => std::mem::swap(queue, &mut self.taken),
+                Some(Entry::Down { ended: true, .. }) => drop(state.slab.remove(self.key)),
+                Some(Entry::Down { waker, .. }) => {
+                    *waker = Some(cx.waker().clone());
+                    return Poll::Pending;
                 }
-                Poll::Ready(())
-            })
-            .await;
+                _ => unreachable!("the stream is in its place"),
+            }
         }
-        let piece = self.taken.pop_front()?;
+        let Some(piece) = self.taken.pop_front() else { return Poll::Ready(None) };
         self.unreturned += piece.len();
         if self.unreturned >= WINDOW / 2 {
             let mut state = self.shared.lock();
@@ -58,24 +56,26 @@ impl<'a> Reader<'a> {
             self.unreturned = 0;
             self.shared.send(state);
         }
-        Some(piece)
+        Poll::Ready(Some(piece))
     }
 }
 
-/// The items of a stream, one by one.
-struct Items<'a> {
-    reader: Reader<'a>,
-    piece: Bytes,
-}
-
-impl Items<'_> {
-    #[inline]
-    async fn next(&mut self) -> Option<u64> {
-        if self.piece.is_empty() {
-            self.piece = self.reader.next().await?;
+/// The items of a stream, one by one, as whoever reads any of them is given them.
+fn read(mut reader: Reader<'_>) -> BoxStream<'_, u64> {
+    let mut piece = Bytes::new();
+    stream::poll_fn(move |cx| {
+        if piece.is_empty() {
+            match ready!(reader.poll(cx)) {
+                Some(next) => piece = next,
+                None => return Poll::Ready(None),
+            }
         }
-        Some(self.piece.get_u64_le())
-    }
+        let len = usize::from(piece.get_u8());
+        let item = number(&piece[..len]);
+        piece.advance(len);
+        Poll::Ready(Some(item))
+    })
+    .boxed()
 }
 
 pub(crate) async fn items(shared: &Shared, count: u64, feed: Feed) -> u64 {
@@ -83,7 +83,7 @@ pub(crate) async fn items(shared: &Shared, count: u64, feed: Feed) -> u64 {
         Feed::Ready => Kind::Items,
         Feed::Sent => Kind::ItemsSent,
     };
-    let mut items = Items { reader: Reader::open(shared, kind, &count.to_le_bytes()), piece: Bytes::new() };
+    let mut items = read(Reader::open(shared, kind, &count.to_le_bytes()));
     let mut sum = 0_u64;
     while let Some(item) = items.next().await {
         sum = sum.wrapping_add(item);
@@ -97,7 +97,7 @@ pub(crate) async fn chunks(shared: &Shared, count: u64, size: usize) -> u64 {
     arguments[8..].copy_from_slice(&(size as u64).to_le_bytes());
     let mut reader = Reader::open(shared, Kind::Chunks, &arguments);
     let mut bytes = 0;
-    while let Some(piece) = reader.next().await {
+    while let Some(piece) = poll_fn(|cx| reader.poll(cx)).await {
         bytes += piece.len() as u64;
     }
     bytes

@@ -138,8 +138,11 @@ impl Connection {
                     let up = self.ups.iter_mut().find(|up| up.key == key).expect("an open stream");
                     match up.items {
                         true => {
-                            for item in body.chunks_exact(8) {
+                            let mut rest = body;
+                            while let [len, item @ ..] = rest {
+                                let (item, after) = item.split_at(usize::from(*len));
                                 up.total = up.total.wrapping_add(number(item));
+                                rest = after;
                             }
                         }
                         false => up.total += body.len() as u64,

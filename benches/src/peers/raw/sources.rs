@@ -1,10 +1,14 @@
 //! The handlers of streams that go down: where their items come from.
 //!
-//! Must never send. Next: `server`.
+//! Items reach a multiplexer from code that it does not know, and are messages of any length: so they come through a boxed
+//! `Stream`, one poll each, and go behind a byte with their length. A loop over numbers that the compiler sees through is five
+//! times as fast and multiplexes nothing. Must never send. Next: `server`.
 
 use std::task::{Context, Poll};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
 use tokio::sync::mpsc;
 
 use super::BATCH;
@@ -13,27 +17,29 @@ use crate::peer::Feed;
 /// Items that a channel holds, as many as picom's and what people write by hand.
 pub(crate) const CHANNEL: usize = 64;
 
+/// Bytes of an item on the wire: its length and a 64-bit number.
+pub(crate) const ITEM: usize = 9;
+
 /// One stream's source.
 pub(crate) enum Source {
-    Items { next: u64, count: u64 },
-    Sent(mpsc::Receiver<u64>),
+    Items(BoxStream<'static, u64>),
     Chunks { left: u64, chunk: Bytes },
 }
 
 impl Source {
     pub(crate) fn items(count: u64, feed: Feed) -> Self {
-        match feed {
-            Feed::Ready => Self::Items { next: 0, count },
+        Self::Items(match feed {
+            Feed::Ready => stream::iter(0..count).boxed(),
             Feed::Sent => {
-                let (sender, receiver) = mpsc::channel(CHANNEL);
+                let (sender, mut receiver) = mpsc::channel(CHANNEL);
                 tokio::spawn(async move {
                     for item in 0..count {
                         sender.send(item).await.expect("somebody reads");
                     }
                 });
-                Self::Sent(receiver)
+                stream::poll_fn(move |cx| receiver.poll_recv(cx)).boxed()
             }
-        }
+        })
     }
 
     pub(crate) fn chunks(count: u64, size: usize) -> Self {
@@ -43,28 +49,23 @@ impl Source {
     /// What to send next: as many items as are ready and fit a frame, or a chunk. `None` at the end.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         match self {
-            Self::Items { next, count } => {
-                let mut batch = BytesMut::with_capacity(BATCH);
-                while *next < *count && batch.len() < BATCH {
-                    batch.put_u64_le(*next);
-                    *next += 1;
-                }
-                Poll::Ready((!batch.is_empty()).then(|| batch.freeze()))
-            }
-            Self::Sent(items) => {
+            Self::Items(items) => {
                 let mut batch = BytesMut::new();
-                loop {
-                    match items.poll_recv(cx) {
-                        Poll::Ready(Some(item)) if batch.len() + 8 < BATCH => batch.put_u64_le(item),
+                while batch.len() + ITEM <= BATCH {
+                    match items.poll_next_unpin(cx) {
                         Poll::Ready(Some(item)) => {
+                            if batch.is_empty() {
+                                batch.reserve(BATCH);
+                            }
+                            batch.put_u8(size_of::<u64>() as u8);
                             batch.put_u64_le(item);
-                            return Poll::Ready(Some(batch.freeze()));
                         }
-                        _ if !batch.is_empty() => return Poll::Ready(Some(batch.freeze())),
+                        _ if !batch.is_empty() => break,
                         Poll::Ready(None) => return Poll::Ready(None),
                         Poll::Pending => return Poll::Pending,
                     }
                 }
+                Poll::Ready(Some(batch.freeze()))
             }
             Self::Chunks { left: 0, .. } => Poll::Ready(None),
             Self::Chunks { left, chunk } => {
