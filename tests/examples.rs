@@ -18,7 +18,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 /// The programs that this file runs; a test keeps it complete.
-const RUN: [&str; 9] = [
+const RUN: [&str; 10] = [
     "by_name",
     "context",
     "errors",
@@ -26,6 +26,7 @@ const RUN: [&str; 9] = [
     "graceful_restart",
     "hello",
     "quickstart",
+    "runtime_per_core",
     "service1",
     "service2",
 ];
@@ -136,6 +137,13 @@ async fn a_chain_of_calls_inherits_deadline_and_metadata() {
             "customer: deadline exceeded: shop.price at",
         ],
     );
+}
+
+#[tokio::test]
+async fn every_core_has_an_instance_that_answers() {
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let line = format!("100 calls were answered by {} of {cores} instances", cores.min(100));
+    says(&succeeds(&mut example("runtime_per_core")).await, &[&line]);
 }
 
 #[tokio::test]
