@@ -62,7 +62,7 @@ fn expansions_name_only_what_is_private() {
 
 #[test]
 fn files_are_short_and_say_what_they_are_and_nothing_is_unsafe() {
-    let files = [sources("src"), sources("macros/src")].concat();
+    let files = [sources("src"), sources("macros/src"), sources("benches/src")].concat();
     let mut lengths = Vec::new();
     for (path, text) in &files {
         assert!(text.starts_with("//! "), "{path}: must open with a line of `//!` that says what it is");
