@@ -245,7 +245,7 @@ proptest! {
         let mut world = World::new();
         for step in &steps {
             world.step(step);
-            // So that windows grow.
+            // So that nothing looks like no time at all; windows hardly grow here, but do in the simulation.
             world.now += Duration::from_micros(300);
             world.client.machine.check_growth();
             world.server.machine.check_growth();
