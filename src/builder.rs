@@ -148,13 +148,16 @@ impl Builder {
         self
     }
 
-    /// First credit of each stream in bytes: what an unread stream holds in memory; the default is 256 KiB.
+    /// First credit of each stream in bytes: what an unread stream holds in memory; the default is 256 KiB. While a reader
+    /// keeps up on a path with a long round trip, it grows to half of the connection's, which is 4 MiB by default; from there
+    /// on, or with a `stream_window` as large, it does not.
     pub fn stream_window(mut self, bytes: u32) -> Self {
         self.options.stream_window = bytes;
         self
     }
 
-    /// First credit of each connection in bytes: what all its unread streams hold together; the default is 8 MiB.
+    /// First credit of each connection in bytes: what all its unread streams hold together, however much their
+    /// windows grow; the default is 8 MiB.
     pub fn connection_window(mut self, bytes: u32) -> Self {
         self.options.connection_window = bytes;
         self

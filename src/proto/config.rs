@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-/// First credit of each stream, in bytes: enough for loopback and a data centre, little enough to stay in a cache.
+/// First credit of each stream, in bytes: enough for loopback and a data centre, little enough to stay in a cache. Longer
+/// paths get more, see `growth.rs`.
 pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
 
 /// First credit of a connection, in bytes: what all its unread streams may hold in memory together.

@@ -13,6 +13,7 @@ use super::config::{Config, Side};
 use super::credit::{Credit, Window};
 use super::error::Error;
 use super::event::{Event, Failure, Peer};
+use super::growth::Growth;
 use super::keepalive::Keepalive;
 use super::names::{GivenNames, TakenNames};
 use super::outbox::Outbox;
@@ -55,6 +56,7 @@ pub(crate) struct Connection {
     pub(super) cancels: Budget,
     pub(super) control: Budget,
     pub(super) keepalive: Keepalive,
+    pub(super) growth: Growth,
     /// The latest time that was told.
     pub(super) now: Instant,
     pub(super) handshake_until: Instant,
@@ -91,6 +93,7 @@ impl Connection {
             cancels: Budget::new(config.cancel_budget, config.cancel_refill, now),
             control: Budget::new(config.control_budget, config.control_refill, now),
             keepalive: Keepalive::new(&config, now),
+            growth: Growth::new(window, now),
             now,
             handshake_until: after(now, config.handshake_timeout),
             idle_since: now,
@@ -307,6 +310,8 @@ impl Connection {
             if body.outgoing.queued {
                 self.turns.retain(|turn| *turn != id);
             }
+            let grown = body.incoming.window.size() - self.receive_window();
+            self.growth.forget(id, grown);
             let held = body.incoming.clear();
             self.window.release(held);
             self.return_credit();

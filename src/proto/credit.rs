@@ -62,7 +62,7 @@ impl Window {
         Self { size, left: size, gathered: 0 }
     }
 
-    /// The first credit.
+    /// The first credit, and what the window has grown since.
     pub(super) fn size(&self) -> u32 {
         self.size
     }
@@ -89,6 +89,13 @@ impl Window {
         let returned = std::mem::take(&mut self.gathered);
         self.left = self.left.saturating_add(returned).min(self.size);
         Some(returned)
+    }
+
+    /// Makes the window larger. What it grows by is to be granted beside what is returned.
+    pub(super) fn grow(&mut self, by: u32) {
+        debug_assert!(self.size.checked_add(by).is_some_and(|size| size <= MAX_CREDIT), "growth has a bound");
+        self.size = self.size.saturating_add(by);
+        self.left = self.left.saturating_add(by);
     }
 
     /// Whether nothing is held.

@@ -8,7 +8,7 @@
 //!   does; [`client`] and [`server`]: what each side adds
 //! - [`streams`]: the table; [`recv`]: the incoming body of a stream; [`send`]: the outgoing one; [`outbox`] and
 //!   [`batch`]: small frames and what one write takes
-//! - [`credit`], [`budget`], [`keepalive`], [`names`], [`handshake`]: one rule each
+//! - [`credit`], [`growth`], [`budget`], [`keepalive`], [`names`], [`handshake`]: one rule each
 //! - [`config`], [`event`], [`error`]: what it says to the layers above
 //!
 //! Whoever drives a [`Connection`] does this, in any order and as often as it likes:
@@ -27,6 +27,7 @@ mod connection;
 mod credit;
 mod error;
 mod event;
+mod growth;
 mod handshake;
 mod keepalive;
 mod names;

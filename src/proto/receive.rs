@@ -11,6 +11,7 @@ use super::connection::{Connection, Phase};
 use super::credit::cost;
 use super::error::{Error, foreign};
 use super::event::{Failure, Read};
+use super::growth::Look;
 use super::streams::Known;
 use crate::wire::close::parse_close;
 use crate::wire::{Flags, Frame, FrameCodec, Header, Kind, StreamId, WireStatus};
@@ -134,8 +135,8 @@ impl Connection {
             Kind::Status => self.receive_status(frame.stream, payload)?,
             Kind::Cancel => self.receive_cancel(frame.stream)?,
             Kind::Refused => self.receive_refused(frame.stream, payload)?,
-            // That something came is all that a PONG says.
-            Kind::Pong => (),
+            // That something came is all that any other PONG says.
+            Kind::Pong => self.growth.answered(payload, self.now),
         }
         Ok(())
     }
@@ -262,12 +263,20 @@ impl Connection {
         }
     }
 
-    /// Returns credit of a stream if enough has gathered and more may come.
+    /// Returns credit of a stream if enough has gathered and more may come, and more than that if its window is too small
+    /// for the path.
     fn return_stream_credit(&mut self, id: StreamId) {
         let ready = self.phase == Phase::Ready;
         let Some(stream) = self.streams.get_mut(id).filter(|stream| stream.receiving && ready) else { return };
-        if let Some(credit) = stream.body.as_deref_mut().and_then(|body| body.incoming.window.due()) {
-            self.outbox.frame(Kind::Credit, id, &credit.to_be_bytes());
+        let Some(incoming) = stream.body.as_deref_mut().map(|body| &mut body.incoming) else { return };
+        let Some(mut credit) = incoming.window.due() else { return };
+        let look = self.growth.look(id, incoming, self.now);
+        if let Look::Grown(by) = look {
+            credit += by;
+        }
+        self.outbox.frame(Kind::Credit, id, &credit.to_be_bytes());
+        if let Look::Ask(payload) = look {
+            self.outbox.frame(Kind::Ping, StreamId::CONNECTION, &payload);
         }
     }
 }

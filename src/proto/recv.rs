@@ -28,7 +28,9 @@ pub(super) struct Incoming {
     run_cost: u32,
     pub(super) window: Window,
     /// What the frames that came cost, less what was released.
-    held: u32,
+    pub(super) held: u32,
+    /// What was released since somebody looked; see `growth.rs`.
+    pub(super) taken: u32,
     /// Payload that was read and not yet released.
     handed: u32,
 }
@@ -47,6 +49,7 @@ impl Incoming {
             run_cost: 0,
             window: Window::new(window),
             held: 0,
+            taken: 0,
             handed: 0,
         }
     }
@@ -91,6 +94,7 @@ impl Incoming {
         let overhead = cost - len;
         self.handed += len;
         self.held -= overhead;
+        self.taken = self.taken.saturating_add(overhead);
         self.window.release(overhead);
         Some((bytes, overhead))
     }
@@ -100,6 +104,7 @@ impl Incoming {
         let released = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.handed);
         self.handed -= released;
         self.held -= released;
+        self.taken = self.taken.saturating_add(released);
         self.window.release(released);
         released
     }

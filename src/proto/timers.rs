@@ -47,7 +47,7 @@ impl Connection {
         }
         match self.keepalive.check(now) {
             Action::Nothing => (),
-            // The bytes are of no meaning: that anything comes is enough.
+            // The bytes are of no meaning, but never those of `growth.rs`: that anything comes is enough.
             Action::Ping => self.outbox.frame(Kind::Ping, StreamId::CONNECTION, &self.calls.to_be_bytes()),
             Action::GiveUp => {
                 self.give_up(&Error::KeepaliveTimeout);

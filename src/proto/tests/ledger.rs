@@ -1,4 +1,4 @@
-//! Whatever two sides do to each other, when all streams are over no credit is missing.
+//! Whatever two sides do to each other, when all streams are over no credit is missing, and no window exceeds its size.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -245,6 +245,10 @@ proptest! {
         let mut world = World::new();
         for step in &steps {
             world.step(step);
+            // So that nothing looks like no time at all; windows hardly grow here, but do in the simulation.
+            world.now += Duration::from_micros(300);
+            world.client.machine.check_growth();
+            world.server.machine.check_growth();
         }
         world.settle();
         let World { client, server, now } = world;

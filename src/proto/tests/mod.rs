@@ -6,6 +6,7 @@ mod cuts;
 mod encode;
 mod ends;
 mod flow;
+mod growth;
 mod handshake;
 mod hostile;
 mod ledger;

@@ -139,6 +139,22 @@ impl Pair {
     }
 }
 
+impl Connection {
+    /// Asserts that what has grown is what was counted, and within its bound.
+    pub(super) fn check_growth(&mut self) {
+        let (bound, grown, _) = self.growth.parts();
+        let first = self.receive_window();
+        let mut sum = 0;
+        for (_, stream) in self.streams.iter_mut() {
+            let Some(body) = &stream.body else { continue };
+            let (size, left, gathered) = body.incoming.window.parts();
+            assert!(left + gathered <= size && size <= first.max(bound), "{left} and {gathered} of {size}");
+            sum += size - first;
+        }
+        assert!(sum == grown && grown <= bound, "{grown} and not {sum} of {bound}");
+    }
+}
+
 /// A call without extras and without a request body.
 pub(super) fn call(method: &str) -> Open<'_> {
     Open { method, deadline: None, idle: None, attempt: 0, metadata: None, end: true }

@@ -112,6 +112,8 @@ impl World {
                 self.waiting.extend(order.pop_front());
             }
             self.settle();
+            self.client.check_growth();
+            self.server.check_growth();
             let ended = order.is_empty() && self.waiting.is_empty() && self.calls.is_empty();
             if ended && (self.lost || self.handled.is_empty()) && self.is_quiet() {
                 break;
