@@ -302,7 +302,7 @@ impl Link {
     pub(crate) fn keep_task(&self, id: StreamId, task: AbortHandle) {
         let mut state = self.lock();
         if state.proto.is_open(id) {
-            state.slot(id).task = Some(task);
+            state.slot(id).task = Some((id, task));
         }
     }
 
@@ -485,7 +485,7 @@ impl Link {
             tasks.extend(slot.task.take());
         }
         drop(state);
-        tasks.iter().for_each(AbortHandle::abort);
+        tasks.iter().for_each(|(_, task)| task.abort());
         wakers.into_iter().for_each(Waker::wake);
         self.set_phase(Phase::Closed(Arc::clone(error)));
     }
