@@ -358,9 +358,10 @@ impl Link {
             state.proto.close(reason, "");
         }
         if state.proto.has_plenty() && !state.writing && state.can_write() {
-            match self.flush(state) {
-                Flush::Done => return,
-                Flush::Blocked | Flush::More => state = self.lock(),
+            self.flush(state);
+            state = self.lock();
+            if !state.can_write() {
+                return Self::wake(state, false);
             }
         }
         if state.awake {
@@ -384,11 +385,16 @@ impl Link {
         } else if !has_output && !due_sooner {
             return;
         }
+        if !state.can_write() {
+            return Self::wake(state, false);
+        }
         if !state.awake {
             Self::wake(state, has_output);
         }
     }
 
+    /// Lets the driver look at the queues, and wait for room if there is none. When there is none it is woken even if it is awake: it
+    /// may have looked while somebody else was writing, and would not look again before it sleeps.
     fn wake(mut state: MutexGuard<'_, State>, kicked: bool) {
         state.awake = true;
         state.kicked = kicked;
