@@ -149,8 +149,10 @@ impl Cutter {
             return None;
         }
         self.need = None;
+        // It may have been made for a longer message.
+        let size = self.partial.capacity();
         let mut message = self.partial.split().freeze();
-        buffers::keep(std::mem::take(&mut self.partial), need);
+        buffers::keep(std::mem::take(&mut self.partial), size);
         let (_, prefix) = wire::parse_prefix(&message)?;
         message.advance(prefix);
         Some(Ok(message))

@@ -279,6 +279,22 @@ async fn floods_end_at_their_budget() {
     scene.over().await;
 }
 
+#[tokio::test]
+async fn a_call_in_the_place_of_one_that_was_given_up_can_be_given_up_too() {
+    let scene = Scene::new().await;
+    let second = FIRST + (1 << 16);
+    let mut peer = scene.greeted().await;
+    peer.send(&unary(FIRST, "wait")).await;
+    support::eventually("the first handler waits", async || scene.guards.alive() == 1).await;
+    // Read at once, so that the first handler is dropped when the second is there already.
+    peer.send(&[frame(CANCEL, 0, FIRST, b""), unary(second, "wait")].concat()).await;
+    support::eventually("the second handler waits", async || scene.guards.made() == 2).await;
+    support::eventually("the first handler is gone", async || scene.guards.alive() == 1).await;
+    peer.send(&frame(CANCEL, 0, second, b"")).await;
+    support::eventually("the second handler is gone", async || scene.guards.alive() == 0).await;
+    scene.over().await;
+}
+
 /// A node that knows only this endpoint.
 fn caller(server: &Scripted) -> Picom {
     let registry = Fixed::new([(SERVICE, [server.addr.to_string()])]);

@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,8 @@ struct Will {
     broken: AtomicBool,
     /// The connection is lost while a write is under way, right after its bytes were handed over.
     lost_in_write: AtomicBool,
+    /// The next write finds no room, but says so only after this was told and the driver had time to go to sleep.
+    late: Mutex<Option<mpsc::Sender<()>>>,
     link: OnceLock<Weak<Link>>,
     /// How often something was read, and written.
     reads: AtomicUsize,
@@ -69,6 +71,11 @@ impl WriteHalf for Writing {
         }
         if self.1.frozen.load(Ordering::SeqCst) {
             return Ok(slices.iter().map(|slice| slice.len()).sum());
+        }
+        if let Some(begun) = self.1.late.lock().unwrap().take() {
+            begun.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+            return Err(io::ErrorKind::WouldBlock.into());
         }
         let written = self.0.try_write(slices)?;
         self.1.writes.fetch_add(1, Ordering::SeqCst);
@@ -209,4 +216,24 @@ async fn calls_made_together_leave_and_are_answered_together() {
     let reads = will.reads.load(Ordering::SeqCst) - before[1];
     // The first is alone and leaves at once; the others go together.
     assert!(writes <= 3 && reads <= 3, "100 calls took {writes} writes and {reads} reads");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_caller_that_finds_no_room_leaves_the_rest_to_the_driver() {
+    let (_server, link, will, _) = connected().await;
+    assert_eq!(answer(&link, open(&link)).await, Ok(vec![7]));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // While the only worker is busy, so much is queued that the caller writes it itself.
+    let (begun, wait) = mpsc::channel();
+    let worker = tokio::spawn(async move { wait.recv() });
+    tokio::task::yield_now().await;
+    let first = open(&link);
+    *will.late.lock().unwrap() = Some(begun);
+    let calls: Vec<_> = std::iter::once(first).chain((0..200).map(|_| open(&link))).collect();
+    assert!(will.late.lock().unwrap().is_none(), "nothing was written by a caller");
+    worker.await.unwrap().unwrap();
+    // Sooner than the silence of the peer would wake the driver.
+    let answers = futures::future::join_all(calls.into_iter().map(|id| answer(&link, id)));
+    let answers = tokio::time::timeout(Duration::from_secs(2), answers).await.expect("nobody writes any more");
+    assert!(answers.iter().all(|answer| *answer == Ok(vec![7])));
 }

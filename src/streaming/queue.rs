@@ -17,12 +17,54 @@ const CAPACITY: usize = 64;
 struct Queue<T> {
     items: VecDeque<T>,
     reader: Option<Waker>,
-    /// Who waits for room.
-    senders: Vec<Waker>,
+    /// Who waits for room, with the number of its turn: those who came first have theirs first.
+    senders: VecDeque<(u64, Waker)>,
+    /// The number of the next turn.
+    turns: u64,
     /// Who waits for the reader to go.
     watchers: Vec<Waker>,
     sender_gone: bool,
     reader_gone: bool,
+}
+
+impl<T> Queue<T> {
+    /// Whether there is room for the sender whose turn this is, or for one more, beside those who came first.
+    fn has_room(&self, turn: Option<u64>) -> bool {
+        let before = self.senders.iter().take_while(|(other, _)| Some(*other) != turn).count();
+        self.items.len() + before < CAPACITY
+    }
+
+    /// Lets a sender wait, in its turn.
+    fn wait(&mut self, turn: Option<u64>, cx: &Context<'_>) -> u64 {
+        if let Some((turn, waker)) = self.senders.iter_mut().find(|(other, _)| Some(*other) == turn) {
+            waker.clone_from(cx.waker());
+            return *turn;
+        }
+        self.turns += 1;
+        self.senders.push_back((self.turns, cx.waker().clone()));
+        self.turns
+    }
+}
+
+/// The turn of a sender that waits, until it has sent or gives up.
+struct Turn<'a, T> {
+    queue: &'a Mutex<Queue<T>>,
+    number: Option<u64>,
+}
+
+impl<T> Drop for Turn<'_, T> {
+    fn drop(&mut self) {
+        let Some(number) = self.number else { return };
+        let mut queue = lock(self.queue);
+        queue.senders.retain(|(other, _)| *other != number);
+        // The room that was this one's is for the next.
+        let free = CAPACITY.saturating_sub(queue.items.len());
+        let next = free.checked_sub(1).and_then(|last| queue.senders.get(last)).map(|(_, waker)| waker.clone());
+        drop(queue);
+        if let Some(next) = next {
+            next.wake();
+        }
+    }
 }
 
 type Shared<T> = Arc<Mutex<Queue<T>>>;
@@ -44,7 +86,8 @@ pub(super) fn new<T>() -> (Sending<T>, Reading<T>) {
     let queue = Queue {
         items: VecDeque::new(),
         reader: None,
-        senders: Vec::new(),
+        senders: VecDeque::new(),
+        turns: 0,
         watchers: Vec::new(),
         sender_gone: false,
         reader_gone: false,
@@ -60,11 +103,15 @@ impl<T> Sending<T> {
     /// Appends an item, as soon as there is room; gives it back if nobody reads any more.
     pub(super) async fn send(&self, item: T) -> Result<(), T> {
         let mut item = Some(item);
+        let mut turn = Turn { queue: &self.0, number: None };
         std::future::poll_fn(|cx| {
             let mut queue = lock(&self.0);
-            if !queue.reader_gone && queue.items.len() >= CAPACITY {
-                note(&mut queue.senders, cx);
+            if !queue.reader_gone && !queue.has_room(turn.number) {
+                turn.number = Some(queue.wait(turn.number, cx));
                 return Poll::Pending;
+            }
+            if let Some(number) = turn.number.take() {
+                queue.senders.retain(|(other, _)| *other != number);
             }
             // It is there: this is polled until it is ready, once.
             let Some(item) = item.take() else { return Poll::Ready(Ok(())) };
@@ -141,7 +188,8 @@ impl<T> Stream for Reading<T> {
             return Poll::Pending;
         }
         std::mem::swap(&mut queue.items, &mut this.taken);
-        let senders = std::mem::take(&mut queue.senders);
+        // They keep their turns until they have had them.
+        let senders: Vec<_> = queue.senders.iter().take(CAPACITY).map(|(_, waker)| waker.clone()).collect();
         drop(queue);
         senders.into_iter().for_each(Waker::wake);
         Poll::Ready(this.taken.pop_front())
@@ -153,8 +201,8 @@ impl<T> Drop for Reading<T> {
         let mut queue = lock(&self.shared);
         queue.reader_gone = true;
         let items = std::mem::take(&mut queue.items);
-        let mut wakers = std::mem::take(&mut queue.senders);
-        wakers.append(&mut queue.watchers);
+        let mut wakers = std::mem::take(&mut queue.watchers);
+        wakers.extend(queue.senders.drain(..).map(|(_, waker)| waker));
         drop(queue);
         drop(items);
         wakers.into_iter().for_each(Waker::wake);
@@ -166,7 +214,18 @@ impl<T> Drop for Reading<T> {
 mod tests {
     use super::*;
     use futures::StreamExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
     use std::time::Duration;
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
 
     #[tokio::test]
     async fn items_come_in_order_and_the_end_after_them() {
@@ -193,7 +252,7 @@ mod tests {
             let late = tokio::time::timeout(Duration::from_millis(1), sending.send(usize::MAX)).await;
             assert!(late.is_err(), "there is no room");
         }
-        assert_eq!(lock(&sending.0).senders.len(), 1, "one task has one place");
+        assert!(lock(&sending.0).senders.is_empty(), "who gave up waits for nothing");
         assert_eq!(reading.next().await, Some(0));
         sending.send(CAPACITY).await.unwrap();
         drop(sending);
@@ -214,5 +273,47 @@ mod tests {
         assert_eq!((a, b), (Err(7), Err(8)));
         assert!(sending.is_closed());
         assert_eq!(sending.send(9).await, Err(9));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_room_for_ever_beside_one_who_always_sends() {
+        let (sending, mut reading) = new();
+        let sending = Arc::new(sending);
+        let (greedy, modest) = (Arc::clone(&sending), sending);
+        let greedy = tokio::spawn(async move { while greedy.send(0).await.is_ok() {} });
+        while lock(&modest.0).items.len() < CAPACITY {
+            tokio::task::yield_now().await;
+        }
+        let modest = tokio::spawn(async move { modest.send(1).await });
+        tokio::task::yield_now().await;
+        let came = reading.by_ref().take(3 * CAPACITY).any(|item| async move { item == 1 }).await;
+        assert!(came, "the other one takes all of the room every time");
+        modest.await.unwrap().unwrap();
+        drop(reading);
+        greedy.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_room_of_one_who_gives_up_is_for_the_next() {
+        let (sending, mut reading) = new();
+        for n in 0..CAPACITY {
+            sending.send(n).await.unwrap();
+        }
+        let mut waiting: Vec<_> = (0..=CAPACITY).map(|n| Box::pin(sending.send(1000 + n))).collect();
+        for send in &mut waiting {
+            assert!(futures::poll!(send.as_mut()).is_pending());
+        }
+        let mut last = waiting.pop().unwrap();
+        assert_eq!(reading.next().await, Some(0));
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut poll = || last.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(poll().is_pending(), "all of the room is promised to those who came first");
+        drop(waiting.pop());
+        assert!(woken.0.load(Ordering::SeqCst), "nobody was told");
+        assert_eq!(poll(), Poll::Ready(Ok(())));
+        for send in waiting {
+            send.await.unwrap();
+        }
     }
 }

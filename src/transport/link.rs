@@ -302,7 +302,7 @@ impl Link {
     pub(crate) fn keep_task(&self, id: StreamId, task: AbortHandle) {
         let mut state = self.lock();
         if state.proto.is_open(id) {
-            state.slot(id).task = Some(task);
+            state.slot(id).task = Some((id, task));
         }
     }
 
@@ -358,9 +358,10 @@ impl Link {
             state.proto.close(reason, "");
         }
         if state.proto.has_plenty() && !state.writing && state.can_write() {
-            match self.flush(state) {
-                Flush::Done => return,
-                Flush::Blocked | Flush::More => state = self.lock(),
+            self.flush(state);
+            state = self.lock();
+            if !state.can_write() {
+                return Self::wake(state, false);
             }
         }
         if state.awake {
@@ -384,11 +385,16 @@ impl Link {
         } else if !has_output && !due_sooner {
             return;
         }
+        if !state.can_write() {
+            return Self::wake(state, false);
+        }
         if !state.awake {
             Self::wake(state, has_output);
         }
     }
 
+    /// Lets the driver look at the queues, and wait for room if there is none. When there is none it is woken even if it is awake: it
+    /// may have looked while somebody else was writing, and would not look again before it sleeps.
     fn wake(mut state: MutexGuard<'_, State>, kicked: bool) {
         state.awake = true;
         state.kicked = kicked;
@@ -485,7 +491,7 @@ impl Link {
             tasks.extend(slot.task.take());
         }
         drop(state);
-        tasks.iter().for_each(AbortHandle::abort);
+        tasks.iter().for_each(|(_, task)| task.abort());
         wakers.into_iter().for_each(Waker::wake);
         self.set_phase(Phase::Closed(Arc::clone(error)));
     }

@@ -45,7 +45,8 @@ pub(super) struct State {
 pub(super) struct Slot {
     pub(super) reader: Option<Waker>,
     pub(super) writer: Option<Waker>,
-    pub(super) task: Option<AbortHandle>,
+    /// With whose it is: a handler that is dropped may say so when the place has another call already.
+    pub(super) task: Option<(StreamId, AbortHandle)>,
     pub(super) metadata: Option<Box<Metadata>>,
 }
 
@@ -92,7 +93,8 @@ impl State {
 
     /// Takes the handle of the task that runs the call's handler; most handlers need none.
     pub(super) fn take_task(&mut self, id: StreamId) -> Option<AbortHandle> {
-        self.slots.get_mut(usize::from(id.slot()))?.task.take()
+        let task = &mut self.slots.get_mut(usize::from(id.slot()))?.task;
+        task.take_if(|(whose, _)| *whose == id).map(|(_, task)| task)
     }
 
     /// The place of a call, which it shares with those before and after it.
