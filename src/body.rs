@@ -311,3 +311,27 @@ impl BodyReader {
         self.id
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_counts_as_long_as_it_is_after_a_shorter_message() {
+        /// No other test of this process asks for this size.
+        const SIZE: usize = 9_000_000;
+        let _alone = buffers::ALONE.lock();
+        for len in [SIZE, SIZE / 8 * 7] {
+            let mut body = BytesMut::new();
+            wire::put_prefix(&mut body, len);
+            body.resize(body.len() + len, 7);
+            let mut cutter = Cutter::new(SIZE);
+            cutter.feed(body.split_to(1000).freeze());
+            assert!(cutter.next().is_none());
+            cutter.feed(body.freeze());
+            assert_eq!(cutter.next().unwrap().unwrap().len(), len);
+        }
+        assert!(buffers::used(SIZE).is_some(), "the buffer of the first is taken for a shorter one");
+    }
+}

@@ -1,7 +1,7 @@
 //! What a handler knows of its call, and what the calls it makes inherit.
 //!
-//! Owns [`Context`] and the task-local copy that nested calls read. It must never touch a connection: cancelling is
-//! done by the server's dispatch. Look next at `client/call.rs` for who inherits.
+//! Owns [`Context`] and the place of each thread to which it is lent while its handler is polled, where nested calls read it.
+//! It must never touch a connection: cancelling is done by the server's dispatch. Look next at `client/call.rs` for who inherits.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;

@@ -25,7 +25,8 @@ const BY_REFERENCE: usize = 2 << 10;
 /// A body ready to be sent: pieces that consist of whole messages, or an error that ends it.
 pub(crate) type Pieces = BoxStream<'static, Result<Piece, WireStatus>>;
 
-/// Turns items into pieces of a body. A piece is handed on when the source has no item ready or enough have gathered.
+/// Turns items into pieces of a body. A piece is handed on when enough have gathered, or the source has no item
+/// ready, also after others had their turn.
 pub(crate) struct Packed<S> {
     items: Pin<Box<S>>,
     packed: BytesMut,

@@ -1,7 +1,8 @@
-//! A call before it is made: what to call, with which options.
+//! A call before it is made, and while it is: what to call, with which options, and how far it is.
 //!
-//! Owns [`Call`], the lazy builder that every client method returns, and how its options combine with the context in which it is
-//! made. It must never touch a connection. Look next at [`super::attempts`].
+//! Owns [`Call`], the lazy builder that every client method returns, how its options combine with the context in which it is
+//! made, and [`CallFuture`], which takes the short way as long as there is one. It must never touch a connection. Look next at
+//! [`super::attempts`].
 
 use std::fmt;
 use std::future::{Future, IntoFuture};

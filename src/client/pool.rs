@@ -101,8 +101,9 @@ impl Pool {
                 return look(&set);
             }
         }
-        let snapshot = watch.current();
         let mut set = self.set.write().unwrap_or_else(PoisonError::into_inner);
+        // Asked for here, or one who was held up on the way would bring back an older list.
+        let snapshot = watch.current();
         if !Arc::ptr_eq(&set.snapshot, &snapshot) {
             *set = set.renewed(snapshot);
         }

@@ -102,6 +102,8 @@ pub(super) struct Sending<T>(Shared<T>);
 impl<T> Sending<T> {
     /// Appends an item, as soon as there is room; gives it back if nobody reads any more.
     pub(super) async fn send(&self, item: T) -> Result<(), T> {
+        // Who always finds room would never let others run.
+        tokio::task::coop::consume_budget().await;
         let mut item = Some(item);
         let mut turn = Turn { queue: &self.0, number: None };
         std::future::poll_fn(|cx| {
@@ -299,12 +301,15 @@ mod tests {
         for n in 0..CAPACITY {
             sending.send(n).await.unwrap();
         }
+        // Those who wait are polled in a turn of their own, which has its own budget.
+        tokio::task::yield_now().await;
         let mut waiting: Vec<_> = (0..=CAPACITY).map(|n| Box::pin(sending.send(1000 + n))).collect();
         for send in &mut waiting {
             assert!(futures::poll!(send.as_mut()).is_pending());
         }
         let mut last = waiting.pop().unwrap();
         assert_eq!(reading.next().await, Some(0));
+        tokio::task::yield_now().await;
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&woken));
         let mut poll = || last.as_mut().poll(&mut Context::from_waker(&waker));
@@ -315,5 +320,17 @@ mod tests {
         for send in waiting {
             send.await.unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn who_sends_and_always_finds_room_lets_others_run_too() {
+        let (sending, mut reading) = new();
+        let all_ready = async {
+            for _ in 0..10_000 {
+                sending.send(0).await.unwrap();
+                reading.next().await;
+            }
+        };
+        assert!(futures::poll!(std::pin::pin!(all_ready)).is_pending(), "a timeout around it would never fire");
     }
 }
