@@ -288,6 +288,10 @@ impl<H: Handler> Driver<H> {
         } else if n < self.read_size / 4 && self.read_size > MIN_READ {
             self.small_reads += 1;
             if self.small_reads >= SHRINK_AFTER {
+                if self.read_size == MAX_READ {
+                    // The burst is over, whatever else goes on.
+                    buffers::forget();
+                }
                 self.read_size /= 2;
                 self.small_reads = 0;
             }
