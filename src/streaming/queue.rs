@@ -14,6 +14,10 @@ use futures::Stream;
 /// Items that wait before `send` does; as many more may be with the reader.
 const CAPACITY: usize = 64;
 
+/// Items that are sent for one unit of the budget that the runtime gives a task, of 128: counting each of them takes as long as
+/// sending it.
+const UNCOUNTED: u32 = 15;
+
 struct Queue<T> {
     items: VecDeque<T>,
     reader: Option<Waker>,
@@ -23,6 +27,8 @@ struct Queue<T> {
     turns: u64,
     /// Who waits for the reader to go.
     watchers: Vec<Waker>,
+    /// How many more items may be sent before the sender lets the runtime count it.
+    uncounted: u32,
     sender_gone: bool,
     reader_gone: bool,
 }
@@ -81,6 +87,16 @@ fn note(wakers: &mut Vec<Waker>, cx: &Context<'_>) {
     }
 }
 
+/// Appends an item and wakes its reader.
+fn put<T>(mut queue: MutexGuard<'_, Queue<T>>, item: T) {
+    queue.items.push_back(item);
+    let reader = queue.reader.take();
+    drop(queue);
+    if let Some(reader) = reader {
+        reader.wake();
+    }
+}
+
 /// A queue with its two ends.
 pub(super) fn new<T>() -> (Sending<T>, Reading<T>) {
     let queue = Queue {
@@ -89,6 +105,7 @@ pub(super) fn new<T>() -> (Sending<T>, Reading<T>) {
         senders: VecDeque::new(),
         turns: 0,
         watchers: Vec::new(),
+        uncounted: 0,
         sender_gone: false,
         reader_gone: false,
     };
@@ -102,6 +119,7 @@ pub(super) struct Sending<T>(Shared<T>);
 impl<T> Sending<T> {
     /// Appends an item, as soon as there is room; gives it back if nobody reads any more.
     pub(super) async fn send(&self, item: T) -> Result<(), T> {
+        let Err(item) = self.send_now(item) else { return Ok(()) };
         // Who always finds room would never let others run.
         tokio::task::coop::consume_budget().await;
         let mut item = Some(item);
@@ -120,15 +138,22 @@ impl<T> Sending<T> {
             if queue.reader_gone {
                 return Poll::Ready(Err(item));
             }
-            queue.items.push_back(item);
-            let reader = queue.reader.take();
-            drop(queue);
-            if let Some(reader) = reader {
-                reader.wake();
-            }
+            queue.uncounted = UNCOUNTED;
+            put(queue, item);
             Poll::Ready(Ok(()))
         })
         .await
+    }
+
+    /// Appends an item if there is room and nothing else to see to; gives it back otherwise.
+    fn send_now(&self, item: T) -> Result<(), T> {
+        let mut queue = lock(&self.0);
+        if queue.reader_gone || queue.uncounted == 0 || !queue.has_room(None) {
+            return Err(item);
+        }
+        queue.uncounted -= 1;
+        put(queue, item);
+        Ok(())
     }
 
     pub(super) fn is_closed(&self) -> bool {
