@@ -118,7 +118,9 @@ impl<T> Sender<T> {
     /// # Errors
     /// When nobody reads any more; the item comes back.
     pub async fn send(&self, item: T) -> Result<(), SendError<T>> {
-        self.0.send(Ok(item)).await.map_err(|error| match error {
+        // Mostly there is room, and no future to be made.
+        let Err(item) = self.0.send_now(Ok(item)) else { return Ok(()) };
+        self.0.send(item).await.map_err(|error| match error {
             Ok(item) => SendError(item),
             // Only `Ok` was sent.
             Err(_) => unreachable!("an item came back as an error"),

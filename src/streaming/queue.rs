@@ -119,7 +119,6 @@ pub(super) struct Sending<T>(Shared<T>);
 impl<T> Sending<T> {
     /// Appends an item, as soon as there is room; gives it back if nobody reads any more.
     pub(super) async fn send(&self, item: T) -> Result<(), T> {
-        let Err(item) = self.send_now(item) else { return Ok(()) };
         // Who always finds room would never let others run.
         tokio::task::coop::consume_budget().await;
         let mut item = Some(item);
@@ -145,8 +144,8 @@ impl<T> Sending<T> {
         .await
     }
 
-    /// Appends an item if there is room and nothing else to see to; gives it back otherwise.
-    fn send_now(&self, item: T) -> Result<(), T> {
+    /// Appends an item if there is room and nothing else to see to; gives it back to [`send`](Self::send) otherwise.
+    pub(super) fn send_now(&self, item: T) -> Result<(), T> {
         let mut queue = lock(&self.0);
         if queue.reader_gone || queue.uncounted == 0 || !queue.has_room(None) {
             return Err(item);
