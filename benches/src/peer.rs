@@ -33,7 +33,8 @@ pub(crate) enum Feed {
 }
 
 /// A client of a [`Peer`]: cheap to clone, all clones share the connection. A failed call panics: a benchmark with
-/// failures has no figures.
+/// failures has no figures. The streams' defaults are for peers without streams, of
+/// which they are never asked: [`Peer::STREAMS`] says so.
 pub(crate) trait Client: Clone + Send + Sync + 'static {
     /// `a + b`, computed by the server from two 64-bit numbers.
     fn add(&self, a: u64, b: u64) -> impl Future<Output = u64> + Send;
