@@ -21,14 +21,22 @@ use crate::status::Status;
 /// It ends only when the sender ended it; a body that was cut short yields an error first. After an error or the end it yields
 /// `None` for ever. Dropping it gives the rest up: in a client the call is cancelled. Cancel safe.
 pub struct Streaming<T, E = Status> {
-    items: Option<BoxStream<'static, Result<T, E>>>,
+    items: Items<T, E>,
     metadata: Option<Arc<OnceLock<Metadata>>>,
+}
+
+/// Where the items come from.
+enum Items<T, E> {
+    Any(BoxStream<'static, Result<T, E>>),
+    /// A channel, whose items are many and cost less than a call through a box.
+    Sent(queue::Reading<Result<T, E>>),
+    Ended,
 }
 
 impl<T, E> Streaming<T, E> {
     /// Wraps any stream of results.
     pub fn new(items: impl Stream<Item = Result<T, E>> + Send + 'static) -> Self {
-        Self { items: Some(Box::pin(items)), metadata: None }
+        Self { items: Items::Any(Box::pin(items)), metadata: None }
     }
 
     /// The same, with metadata that comes with the first item.
@@ -86,10 +94,13 @@ impl<T, E> Stream for Streaming<T, E> {
     type Item = Result<T, E>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Some(items) = &mut self.items else { return Poll::Ready(None) };
-        let item = std::task::ready!(items.as_mut().poll_next(cx));
+        let item = match &mut self.items {
+            Items::Any(items) => std::task::ready!(items.as_mut().poll_next(cx)),
+            Items::Sent(items) => std::task::ready!(Pin::new(items).poll_next(cx)),
+            Items::Ended => return Poll::Ready(None),
+        };
         if !matches!(item, Some(Ok(_))) {
-            self.items = None;
+            self.items = Items::Ended;
         }
         Poll::Ready(item)
     }
@@ -97,7 +108,7 @@ impl<T, E> Stream for Streaming<T, E> {
 
 impl<T, E> fmt::Debug for Streaming<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Streaming").field("ended", &self.items.is_none()).finish_non_exhaustive()
+        f.debug_struct("Streaming").field("ended", &matches!(self.items, Items::Ended)).finish_non_exhaustive()
     }
 }
 
@@ -106,7 +117,7 @@ impl<T, E> fmt::Debug for Streaming<T, E> {
 /// Dropping the sender ends the stream properly; [`Sender::abort`] ends it with an error.
 pub fn channel<T: Send + 'static>() -> (Sender<T>, Streaming<T>) {
     let (sender, items) = queue::new();
-    (Sender(sender), Streaming::new(items))
+    (Sender(sender), Streaming { items: Items::Sent(items), metadata: None })
 }
 
 /// The sending side of [`channel`].

@@ -88,6 +88,7 @@ fn note(wakers: &mut Vec<Waker>, cx: &Context<'_>) {
 }
 
 /// Appends an item and wakes its reader.
+#[inline]
 fn put<T>(mut queue: MutexGuard<'_, Queue<T>>, item: T) {
     queue.items.push_back(item);
     let reader = queue.reader.take();
