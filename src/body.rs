@@ -3,6 +3,7 @@
 //! Owns the step from frames to messages on both sides of a call. It must never decode a message (that is
 //! [`crate::message`]). Look next at [`crate::pack`] for the other direction.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -33,6 +34,10 @@ const FIRST_ROOM: usize = 2 * wire::MAX_PAYLOAD;
 
 /// How often the bytes that came may be had as room: what is only announced is not held, and what came is moved twice at most.
 const GROWTH: usize = 8;
+
+/// How many bytes of small messages are read at once, before anybody asks for the second: the reader of many waits for each to be
+/// asked for, and few cost little if nobody does. Neither the messages nor what they become may be longer, but for one.
+const AHEAD: usize = 4 << 10;
 
 /// How many bytes the arguments of one connection's calls may have that are being put together from several pieces.
 #[derive(Debug)]
@@ -110,20 +115,21 @@ impl Cutter {
         self.gather()
     }
 
-    /// Reads the next message where it is, if it is whole there, and leaves it to [`next`](Self::next) otherwise, or if `read`
-    /// does.
-    #[inline]
-    pub(crate) fn next_in_place<T>(&mut self, read: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
-        if !self.partial.is_empty() {
-            return None;
+    /// Reads messages where they are and counts them, as long as they are whole there, no more than `most`, and `read` takes
+    /// them. The others are for [`next`](Self::next).
+    fn read_in_place(&mut self, most: usize, mut read: impl FnMut(&[u8]) -> bool) -> usize {
+        let (mut count, mut at) = (0, 0);
+        while count < most && at < AHEAD && self.partial.is_empty() {
+            let rest = self.piece.get(at..).unwrap_or_default();
+            let Some((len, prefix)) = wire::parse_prefix(rest).filter(|(len, _)| *len <= self.limit) else { break };
+            if !rest.get(prefix..prefix + len).is_some_and(&mut read) {
+                break;
+            }
+            at += prefix + len;
+            count += 1;
         }
-        let (len, prefix) = wire::parse_prefix(&self.piece)?;
-        if len > self.limit {
-            return None;
-        }
-        let value = read(self.piece.get(prefix..prefix + len)?)?;
-        self.piece.advance(prefix + len);
-        Some(value)
+        self.piece.advance(at);
+        count
     }
 
     /// Moves what belongs to the unfinished message out of the piece.
@@ -275,12 +281,20 @@ impl BodyReader {
         }
     }
 
-    /// The next message if it needs no waiting and no work but `read`; `None` is for
-    /// [`poll_message`](Self::poll_message) to explain.
-    #[inline]
-    pub(crate) fn next_in_place<T>(&mut self, read: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
+    /// Reads the messages that need no waiting and no work but `read`, but not many of them; [`poll_message`](Self::poll_message)
+    /// explains why there are none. Says whether there were any.
+    pub(crate) fn read_in_place<T>(
+        &mut self,
+        items: &mut VecDeque<T>,
+        mut read: impl FnMut(&[u8]) -> Option<T>,
+    ) -> bool {
         // The first message may have to be counted.
-        if self.assembly.is_some() { None } else { self.cutter.next_in_place(read) }
+        if self.assembly.is_some() {
+            return false;
+        }
+        let most = (AHEAD / size_of::<T>().max(1)).max(1);
+        let read = |message: &[u8]| read(message).map(|item| items.push_back(item)).is_some();
+        self.cutter.read_in_place(most, read) > 0
     }
 
     /// See [`BodyReader::poll_message`].
@@ -333,5 +347,55 @@ mod tests {
             assert_eq!(cutter.next().unwrap().unwrap().len(), len);
         }
         assert!(buffers::used(SIZE).is_some(), "the buffer of the first is taken for a shorter one");
+    }
+
+    /// A piece of messages that are this long, and of half of one more.
+    fn piece_of(lens: &[usize]) -> Bytes {
+        let mut body = BytesMut::new();
+        for len in lens {
+            wire::put_prefix(&mut body, *len);
+            body.resize(body.len() + len, 7);
+        }
+        wire::put_prefix(&mut body, 2);
+        body.put_u8(7);
+        body.freeze()
+    }
+
+    fn read(cutter: &mut Cutter, most: usize) -> Vec<usize> {
+        let mut lens = Vec::new();
+        let count = cutter.read_in_place(most, |message| {
+            lens.push(message.len());
+            true
+        });
+        assert_eq!(count, lens.len());
+        lens
+    }
+
+    #[test]
+    fn reading_ahead_stops_at_its_limits_and_leaves_the_rest() {
+        let mut cutter = Cutter::new(AHEAD);
+        cutter.feed(piece_of(&[1; AHEAD]));
+        assert_eq!(read(&mut cutter, 3), [1; 3], "no more than asked for");
+        assert_eq!(read(&mut cutter, usize::MAX), [1; AHEAD / 2], "no more bytes, with their prefixes");
+        while !read(&mut cutter, usize::MAX).is_empty() {}
+        assert!(cutter.next().is_none(), "the last one is not whole");
+        cutter.feed(piece_of(&[]).slice(1..));
+        assert_eq!(cutter.next().unwrap().unwrap().as_ref(), [7, 7], "it was lost");
+
+        let mut cutter = Cutter::new(AHEAD);
+        cutter.feed(piece_of(&[1, AHEAD, AHEAD, AHEAD + 1, 1]));
+        assert_eq!(read(&mut cutter, usize::MAX), [1, AHEAD], "one that is long ends it");
+        assert_eq!(read(&mut cutter, usize::MAX), [AHEAD]);
+        assert!(read(&mut cutter, usize::MAX).is_empty(), "one that is too long is not read");
+        assert!(matches!(cutter.next(), Some(Err(BodyError::TooLong { .. }))));
+    }
+
+    #[test]
+    fn what_cannot_be_read_in_place_is_left_where_it_is() {
+        let mut cutter = Cutter::new(AHEAD);
+        cutter.feed(piece_of(&[1, 2, 3]));
+        assert_eq!(cutter.read_in_place(usize::MAX, |message| message.len() < 2), 1);
+        assert_eq!(cutter.next().unwrap().unwrap().len(), 2);
+        assert_eq!(read(&mut cutter, usize::MAX), [3]);
     }
 }

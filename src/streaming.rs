@@ -5,13 +5,13 @@
 
 mod queue;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use futures::Stream;
-use futures::stream::BoxStream;
 
 use crate::metadata::Metadata;
 use crate::status::Status;
@@ -21,22 +21,39 @@ use crate::status::Status;
 /// It ends only when the sender ended it; a body that was cut short yields an error first. After an error or the end it yields
 /// `None` for ever. Dropping it gives the rest up: in a client the call is cancelled. Cancel safe.
 pub struct Streaming<T, E = Status> {
-    items: Items<T, E>,
+    /// `None` once it has ended.
+    source: Option<Box<dyn Source<T, E>>>,
+    /// Items that were ready beside those that were asked for.
+    ready: VecDeque<Result<T, E>>,
     metadata: Option<Arc<OnceLock<Metadata>>>,
 }
 
-/// Where the items come from.
-enum Items<T, E> {
-    Any(BoxStream<'static, Result<T, E>>),
-    /// A channel, whose items are many and cost less than a call through a box.
-    Sent(queue::Reading<Result<T, E>>),
-    Ended,
+/// Where the items of a [`Streaming`] come from: a stream that is asked for many at once, as a call through a box costs more than
+/// a small item.
+pub(crate) trait Source<T, E>: Send {
+    /// The next item, `None` at the end, and behind it in `ready`, which is empty, others that were there as well. After an error
+    /// or the end it is not asked again. Cancel safe.
+    fn poll_items(&mut self, ready: &mut VecDeque<Result<T, E>>, cx: &mut Context<'_>) -> Poll<Option<Result<T, E>>>;
+}
+
+/// Any stream, whose next items are not asked for before somebody wants them.
+struct Any<S>(Pin<Box<S>>);
+
+impl<T, E, S: Stream<Item = Result<T, E>> + Send> Source<T, E> for Any<S> {
+    fn poll_items(&mut self, _: &mut VecDeque<Result<T, E>>, cx: &mut Context<'_>) -> Poll<Option<Result<T, E>>> {
+        self.0.as_mut().poll_next(cx)
+    }
 }
 
 impl<T, E> Streaming<T, E> {
     /// Wraps any stream of results.
     pub fn new(items: impl Stream<Item = Result<T, E>> + Send + 'static) -> Self {
-        Self { items: Items::Any(Box::pin(items)), metadata: None }
+        Self::from_source(Any(Box::pin(items)))
+    }
+
+    /// A stream of what comes from there.
+    pub(crate) fn from_source(source: impl Source<T, E> + 'static) -> Self {
+        Self { source: Some(Box::new(source)), ready: VecDeque::new(), metadata: None }
     }
 
     /// The same, with metadata that comes with the first item.
@@ -90,17 +107,32 @@ impl<T, E> Streaming<T, E> {
     }
 }
 
+// Items are moved, never pinned.
+impl<T, E> Unpin for Streaming<T, E> {}
+
 impl<T, E> Stream for Streaming<T, E> {
     type Item = Result<T, E>;
 
+    #[inline]
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let item = match &mut self.items {
-            Items::Any(items) => std::task::ready!(items.as_mut().poll_next(cx)),
-            Items::Sent(items) => std::task::ready!(Pin::new(items).poll_next(cx)),
-            Items::Ended => return Poll::Ready(None),
+        match self.ready.pop_front() {
+            Some(Ok(item)) => Poll::Ready(Some(Ok(item))),
+            item => self.poll_source(item, cx),
+        }
+    }
+}
+
+impl<T, E> Streaming<T, E> {
+    /// What comes when no item is ready. Apart from the short way, which every item of a long stream takes.
+    #[inline(never)]
+    fn poll_source(&mut self, error: Option<Result<T, E>>, cx: &mut Context<'_>) -> Poll<Option<Result<T, E>>> {
+        let item = match (error, &mut self.source) {
+            (None, Some(source)) => std::task::ready!(source.poll_items(&mut self.ready, cx)),
+            (error, _) => error,
         };
         if !matches!(item, Some(Ok(_))) {
-            self.items = Items::Ended;
+            self.source = None;
+            self.ready = VecDeque::new();
         }
         Poll::Ready(item)
     }
@@ -108,7 +140,7 @@ impl<T, E> Stream for Streaming<T, E> {
 
 impl<T, E> fmt::Debug for Streaming<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Streaming").field("ended", &matches!(self.items, Items::Ended)).finish_non_exhaustive()
+        f.debug_struct("Streaming").field("ended", &self.source.is_none()).finish_non_exhaustive()
     }
 }
 
@@ -117,7 +149,7 @@ impl<T, E> fmt::Debug for Streaming<T, E> {
 /// Dropping the sender ends the stream properly; [`Sender::abort`] ends it with an error.
 pub fn channel<T: Send + 'static>() -> (Sender<T>, Streaming<T>) {
     let (sender, items) = queue::new();
-    (Sender(sender), Streaming { items: Items::Sent(items), metadata: None })
+    (Sender(sender), Streaming::from_source(items))
 }
 
 /// The sending side of [`channel`].

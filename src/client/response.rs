@@ -3,14 +3,13 @@
 //! Owns how an answer is read and when a failure leads to another attempt. It must never decide whether that is safe (that is
 //! [`super::attempts`]). Look next at [`super::call`].
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::marker::PhantomData;
-use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use futures::Stream;
 use futures::future::BoxFuture;
 use serde::de::DeserializeOwned;
 
@@ -24,7 +23,7 @@ use crate::message;
 use crate::metadata::Metadata;
 use crate::service::Failure;
 use crate::status::{Execution, Status};
-use crate::streaming::Streaming;
+use crate::streaming::{Source, Streaming};
 
 /// What a call returns. Implemented by the kinds of answers in this module only.
 pub trait Response: Send + 'static {
@@ -197,7 +196,7 @@ impl<T: DeserializeOwned + Send + 'static, E: Failure> Response for Items<T, E> 
             metadata: Arc::clone(&metadata),
             item: PhantomData::<fn() -> (T, E)>,
         };
-        Ok((Streaming::new(items).with_metadata(metadata), info))
+        Ok((Streaming::from_source(items).with_metadata(metadata), info))
     }
 }
 
@@ -289,39 +288,34 @@ enum ItemState<A> {
     Over,
 }
 
-impl<A: Arguments, T, E> Unpin for ItemStream<A, T, E> {}
-
-impl<A: Arguments, T: DeserializeOwned + 'static, E: Failure> Stream for ItemStream<A, T, E> {
-    type Item = Result<T, E>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = &mut *self;
-        if let (ItemState::Open(attempt), true) = (&mut this.state, this.begun) {
-            if let Some(item) = attempt.next_in_place(message::decode_in_place) {
-                return Poll::Ready(Some(Ok(item)));
+impl<A: Arguments, T: DeserializeOwned + 'static, E: Failure> Source<T, E> for ItemStream<A, T, E> {
+    fn poll_items(&mut self, ready: &mut VecDeque<Result<T, E>>, cx: &mut Context<'_>) -> Poll<Option<Result<T, E>>> {
+        if let (ItemState::Open(attempt), true) = (&mut self.state, self.begun) {
+            if attempt.read_in_place(ready, |item| message::decode_in_place(item).map(Ok)) {
+                return Poll::Ready(ready.pop_front());
             }
         }
         loop {
-            match &mut this.state {
+            match &mut self.state {
                 ItemState::Over => return Poll::Ready(None),
                 ItemState::Starting(starting) => {
                     let (attempts, result) = ready!(starting.as_mut().poll(cx));
-                    this.attempts = Some(attempts);
+                    self.attempts = Some(attempts);
                     match result {
-                        Ok(attempt) => this.state = ItemState::Open(attempt),
+                        Ok(attempt) => self.state = ItemState::Open(attempt),
                         Err(failed) => {
-                            this.state = ItemState::Over;
+                            self.state = ItemState::Over;
                             return Poll::Ready(Some(Err(failed.into_error())));
                         }
                     }
                 }
                 ItemState::Open(attempt) => {
-                    let Some(attempts) = &this.attempts else { return Poll::Ready(None) };
+                    let Some(attempts) = &self.attempts else { return Poll::Ready(None) };
                     let message = ready!(attempt.poll_message(cx));
-                    if !this.begun && !matches!(message, Some(Err(_))) {
-                        this.begun = true;
+                    if !self.begun && !matches!(message, Some(Err(_))) {
+                        self.begun = true;
                         // Set once: only the first message or the end comes here.
-                        let _ = this.metadata.set(attempt.metadata());
+                        let _ = self.metadata.set(attempt.metadata());
                     }
                     match message {
                         Some(Ok(message)) => {
@@ -329,10 +323,10 @@ impl<A: Arguments, T: DeserializeOwned + 'static, E: Failure> Stream for ItemStr
                             return Poll::Ready(Some(item));
                         }
                         None => {
-                            this.state = ItemState::Over;
+                            self.state = ItemState::Over;
                             return Poll::Ready(None);
                         }
-                        Some(Err(error)) => this.fail(error),
+                        Some(Err(error)) => self.fail(error),
                     }
                 }
             }

@@ -3,6 +3,7 @@
 //! Owns the duty to cancel: dropping it before the end gives the call up at the server. It must never start another attempt.
 //! Look next at [`super::attempts`].
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -105,12 +106,11 @@ impl Attempt {
         Poll::Ready(message)
     }
 
-    /// See [`BodyReader::next_in_place`].
-    #[inline]
-    pub(super) fn next_in_place<T>(&mut self, read: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
-        let value = self.reader.next_in_place(read)?;
-        self.over = self.reader.is_at_end();
-        Some(value)
+    /// See [`BodyReader::read_in_place`].
+    pub(super) fn read_in_place<T>(&mut self, items: &mut VecDeque<T>, read: impl FnMut(&[u8]) -> Option<T>) -> bool {
+        let any = self.reader.read_in_place(items, read);
+        self.over |= any && self.reader.is_at_end();
+        any
     }
 
     /// See [`Attempt::poll_message`].

@@ -3,8 +3,9 @@
 //! Owns the promise that every call is answered: dropping an [`Incoming`] answers with an error. It must never choose the
 //! handler. Look next at [`super::answer`].
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context as TaskContext, Poll};
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -14,7 +15,7 @@ use crate::context::Context;
 use crate::message;
 use crate::proto::Failure;
 use crate::status::{Execution, Status};
-use crate::streaming::Streaming;
+use crate::streaming::{Source, Streaming};
 use crate::transport::link::Link;
 use crate::wire::{StreamId, WireStatus};
 
@@ -60,19 +61,10 @@ impl Incoming {
 
     /// The streamed body of the request. Only the first call of it gets the body.
     pub fn body<T: DeserializeOwned + Send + 'static>(&mut self) -> Streaming<T> {
-        let Some(mut body) = self.body.take() else { return Streaming::new(futures::stream::empty()) };
-        Streaming::new(futures::stream::poll_fn(move |cx| {
-            if let Some(item) = body.next_in_place(message::decode_in_place) {
-                return Poll::Ready(Some(Ok(item)));
-            }
-            body.poll_message(cx).map(|message| {
-                Some(match message? {
-                    Ok(message) => message::decode(&message)
-                        .map_err(|error| Status::invalid_argument(format!("an item of the body: {error}"))),
-                    Err(error) => Err(body_status(error)),
-                })
-            })
-        }))
+        match self.body.take() {
+            Some(body) => Streaming::from_source(Items(body)),
+            None => Streaming::new(futures::stream::empty()),
+        }
     }
 
     pub(super) fn answered(&mut self) {
@@ -81,6 +73,28 @@ impl Incoming {
 
     pub(super) fn max_answer(&self) -> u64 {
         self.link.with_peer(|peer| peer.map_or(u64::MAX, |peer| peer.max_message))
+    }
+}
+
+/// The items of a body.
+struct Items(Box<BodyReader>);
+
+impl<T: DeserializeOwned + 'static> Source<T, Status> for Items {
+    fn poll_items(
+        &mut self,
+        ready: &mut VecDeque<Result<T, Status>>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<T, Status>>> {
+        if self.0.read_in_place(ready, |item| message::decode_in_place(item).map(Ok)) {
+            return Poll::Ready(ready.pop_front());
+        }
+        self.0.poll_message(cx).map(|message| {
+            Some(match message? {
+                Ok(message) => message::decode(&message)
+                    .map_err(|error| Status::invalid_argument(format!("an item of the body: {error}"))),
+                Err(error) => Err(body_status(error)),
+            })
+        })
     }
 }
 

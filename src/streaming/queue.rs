@@ -5,13 +5,12 @@
 //! next at [`super`].
 
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use futures::Stream;
+use super::Source;
 
-/// Items that wait before `send` does; as many more may be with the reader.
+/// Items that wait before `send` does; the reader may have as many more.
 const CAPACITY: usize = 64;
 
 /// Items that are sent for one unit of the budget that the runtime gives a task, of 128: counting each of them takes as long as
@@ -111,7 +110,7 @@ pub(super) fn new<T>() -> (Sending<T>, Reading<T>) {
         reader_gone: false,
     };
     let shared = Arc::new(Mutex::new(queue));
-    (Sending(Arc::clone(&shared)), Reading { shared, taken: VecDeque::new() })
+    (Sending(Arc::clone(&shared)), Reading(shared))
 }
 
 /// The end that sends.
@@ -187,24 +186,11 @@ impl<T> Drop for Sending<T> {
 }
 
 /// The end that reads.
-pub(super) struct Reading<T> {
-    shared: Shared<T>,
-    /// Items that were taken off the queue.
-    taken: VecDeque<T>,
-}
+pub(super) struct Reading<T>(Shared<T>);
 
-// Items are moved, never pinned.
-impl<T> Unpin for Reading<T> {}
-
-impl<T> Stream for Reading<T> {
-    type Item = T;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
-        let this = &mut *self;
-        if let Some(item) = this.taken.pop_front() {
-            return Poll::Ready(Some(item));
-        }
-        let mut queue = lock(&this.shared);
+impl<T: Send, E: Send> Source<T, E> for Reading<Result<T, E>> {
+    fn poll_items(&mut self, ready: &mut VecDeque<Result<T, E>>, cx: &mut Context<'_>) -> Poll<Option<Result<T, E>>> {
+        let mut queue = lock(&self.0);
         if queue.items.is_empty() {
             if queue.sender_gone {
                 return Poll::Ready(None);
@@ -214,18 +200,18 @@ impl<T> Stream for Reading<T> {
             }
             return Poll::Pending;
         }
-        std::mem::swap(&mut queue.items, &mut this.taken);
+        std::mem::swap(&mut queue.items, ready);
         // They keep their turns until they have had them.
         let senders: Vec<_> = queue.senders.iter().take(CAPACITY).map(|(_, waker)| waker.clone()).collect();
         drop(queue);
         senders.into_iter().for_each(Waker::wake);
-        Poll::Ready(this.taken.pop_front())
+        Poll::Ready(ready.pop_front())
     }
 }
 
 impl<T> Drop for Reading<T> {
     fn drop(&mut self) {
-        let mut queue = lock(&self.shared);
+        let mut queue = lock(&self.0);
         queue.reader_gone = true;
         let items = std::mem::take(&mut queue.items);
         let mut wakers = std::mem::take(&mut queue.watchers);
@@ -240,10 +226,17 @@ impl<T> Drop for Reading<T> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::streaming::Streaming;
     use futures::StreamExt;
+    use std::future::Future;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::task::Wake;
     use std::time::Duration;
+
+    fn pair<T: Send + 'static>() -> (Sending<Result<T, ()>>, Streaming<T, ()>) {
+        let (sending, reading) = new();
+        (sending, Streaming::from_source(reading))
+    }
 
     #[derive(Default)]
     struct Woken(AtomicBool);
@@ -256,14 +249,14 @@ mod tests {
 
     #[tokio::test]
     async fn items_come_in_order_and_the_end_after_them() {
-        let (sending, mut reading) = new();
+        let (sending, mut reading) = pair();
         let sender = tokio::spawn(async move {
             for n in 0..1000 {
-                sending.send(n).await.unwrap();
+                sending.send(Ok(n)).await.unwrap();
             }
         });
         for n in 0..1000 {
-            assert_eq!(reading.next().await, Some(n));
+            assert_eq!(reading.next().await, Some(Ok(n)));
         }
         assert_eq!(reading.next().await, None);
         sender.await.unwrap();
@@ -271,49 +264,49 @@ mod tests {
 
     #[tokio::test]
     async fn a_sender_waits_for_room_and_a_cancelled_one_has_sent_nothing() {
-        let (sending, mut reading) = new();
+        let (sending, mut reading) = pair();
         for n in 0..CAPACITY {
-            sending.send(n).await.unwrap();
+            sending.send(Ok(n)).await.unwrap();
         }
         for _ in 0..3 {
-            let late = tokio::time::timeout(Duration::from_millis(1), sending.send(usize::MAX)).await;
+            let late = tokio::time::timeout(Duration::from_millis(1), sending.send(Ok(usize::MAX))).await;
             assert!(late.is_err(), "there is no room");
         }
         assert!(lock(&sending.0).senders.is_empty(), "who gave up waits for nothing");
-        assert_eq!(reading.next().await, Some(0));
-        sending.send(CAPACITY).await.unwrap();
+        assert_eq!(reading.next().await, Some(Ok(0)));
+        sending.send(Ok(CAPACITY)).await.unwrap();
         drop(sending);
-        assert_eq!(reading.collect::<Vec<_>>().await, (1..=CAPACITY).collect::<Vec<_>>());
+        assert_eq!(reading.collect::<Vec<_>>().await, (1..=CAPACITY).map(Ok).collect::<Vec<_>>());
     }
 
     #[tokio::test]
     async fn all_who_wait_learn_that_the_reader_has_gone() {
-        let (sending, reading) = new();
+        let (sending, reading) = pair();
         for n in 0..CAPACITY {
-            sending.send(n).await.unwrap();
+            sending.send(Ok(n)).await.unwrap();
         }
         let gone = async {
             tokio::task::yield_now().await;
             drop(reading);
         };
-        let (a, b, (), ()) = tokio::join!(sending.send(7), sending.send(8), sending.closed(), gone);
-        assert_eq!((a, b), (Err(7), Err(8)));
+        let (a, b, (), ()) = tokio::join!(sending.send(Ok(7)), sending.send(Ok(8)), sending.closed(), gone);
+        assert_eq!((a, b), (Err(Ok(7)), Err(Ok(8))));
         assert!(sending.is_closed());
-        assert_eq!(sending.send(9).await, Err(9));
+        assert_eq!(sending.send(Ok(9)).await, Err(Ok(9)));
     }
 
     #[tokio::test]
     async fn nobody_waits_for_room_for_ever_beside_one_who_always_sends() {
-        let (sending, mut reading) = new();
+        let (sending, mut reading) = pair();
         let sending = Arc::new(sending);
         let (greedy, modest) = (Arc::clone(&sending), sending);
-        let greedy = tokio::spawn(async move { while greedy.send(0).await.is_ok() {} });
+        let greedy = tokio::spawn(async move { while greedy.send(Ok(0)).await.is_ok() {} });
         while lock(&modest.0).items.len() < CAPACITY {
             tokio::task::yield_now().await;
         }
-        let modest = tokio::spawn(async move { modest.send(1).await });
+        let modest = tokio::spawn(async move { modest.send(Ok(1)).await });
         tokio::task::yield_now().await;
-        let came = reading.by_ref().take(3 * CAPACITY).any(|item| async move { item == 1 }).await;
+        let came = reading.by_ref().take(3 * CAPACITY).any(|item| async move { item == Ok(1) }).await;
         assert!(came, "the other one takes all of the room every time");
         modest.await.unwrap().unwrap();
         drop(reading);
@@ -322,18 +315,18 @@ mod tests {
 
     #[tokio::test]
     async fn the_room_of_one_who_gives_up_is_for_the_next() {
-        let (sending, mut reading) = new();
+        let (sending, mut reading) = pair();
         for n in 0..CAPACITY {
-            sending.send(n).await.unwrap();
+            sending.send(Ok(n)).await.unwrap();
         }
         // Those who wait are polled in a turn of their own, which has its own budget.
         tokio::task::yield_now().await;
-        let mut waiting: Vec<_> = (0..=CAPACITY).map(|n| Box::pin(sending.send(1000 + n))).collect();
+        let mut waiting: Vec<_> = (0..=CAPACITY).map(|n| Box::pin(sending.send(Ok(1000 + n)))).collect();
         for send in &mut waiting {
             assert!(futures::poll!(send.as_mut()).is_pending());
         }
         let mut last = waiting.pop().unwrap();
-        assert_eq!(reading.next().await, Some(0));
+        assert_eq!(reading.next().await, Some(Ok(0)));
         tokio::task::yield_now().await;
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&woken));
@@ -349,10 +342,10 @@ mod tests {
 
     #[tokio::test]
     async fn who_sends_and_always_finds_room_lets_others_run_too() {
-        let (sending, mut reading) = new();
+        let (sending, mut reading) = pair();
         let all_ready = async {
             for _ in 0..10_000 {
-                sending.send(0).await.unwrap();
+                sending.send(Ok(0)).await.unwrap();
                 reading.next().await;
             }
         };
