@@ -17,6 +17,7 @@ use crate::options::Options;
 use crate::registry::{Instance, Registration, RegistrationState, Registry, RegistryError};
 use crate::server::Server;
 use crate::service::Service;
+use crate::state::{NodeState, NodeStatus};
 use crate::status::Status;
 
 /// One process's part in the system. Cheap to clone; all clones are the same node.
@@ -149,6 +150,7 @@ impl Picom {
             zone: None,
             tags: Vec::new(),
             meta: Default::default(),
+            status: NodeStatus::now(NodeState::Running, None),
         }
     }
 

@@ -18,9 +18,10 @@ enum Sees {
 use Sees::{NotThese, Only};
 
 /// Each room, what it sees, and whether it may name tokio.
-const ROOMS: [(&str, Sees, bool); 14] = [
+const ROOMS: [(&str, Sees, bool); 15] = [
     ("metadata", Only(&[]), false),
     ("status", Only(&[]), false),
+    ("state", Only(&[]), false),
     ("wire", Only(&["metadata", "status"]), false),
     ("proto", Only(&["metadata", "Metadata", "status", "wire"]), false),
     ("transport", Only(&["metadata", "proto", "status", "wire"]), true),

@@ -30,7 +30,6 @@ impl Publisher {
         self.0.subscribe()
     }
 
-    #[cfg(any(test, feature = "consul"))]
     pub(super) fn current(&self) -> Arc<Endpoints> {
         Arc::clone(&self.0.borrow())
     }
@@ -138,6 +137,12 @@ impl Feeds {
         });
         feeds.insert(service.to_owned(), feed);
         watch
+    }
+
+    /// The newest snapshots of what is watched.
+    pub(super) fn known(&self) -> BTreeMap<String, Arc<Endpoints>> {
+        let newest = |(service, feed): (&String, &Feed)| (service.clone(), Arc::clone(&feed.snapshots.borrow()));
+        self.lock().iter().map(newest).collect()
     }
 
     /// Waits until nobody has watched for `linger`, and forgets the feed.

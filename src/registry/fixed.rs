@@ -14,7 +14,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::feed::{Feeds, Publisher};
-use super::{Endpoint, Instance, Registration, RegistrationState, Registry, RegistryError, Watch, check_service_name};
+use super::{
+    Endpoint, Endpoints, Instance, Registration, RegistrationState, Registry, RegistryError, Watch, check_service_name,
+};
 
 /// How often host names are looked up again: twice a minute follows a changed name without burdening a name server.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(30);
@@ -142,6 +144,34 @@ impl Registry for Fixed {
     }
 
     fn watch(&self, service: &str) -> Watch {
+        let (known, hosts, problem) = self.written(service);
+        if hosts.is_empty() {
+            let publisher = Publisher::new();
+            publisher.live(known, problem);
+            // The publisher is kept, because a closed channel would mean that the registry is gone.
+            return Watch::new(publisher.subscribe(), Arc::new(Notify::new()), Some(Arc::new(publisher)));
+        }
+        self.feeds.watch(service, LINGER, |publisher, refresh| resolve(publisher, refresh, known, hosts))
+    }
+
+    fn known(&self) -> BTreeMap<String, Arc<Endpoints>> {
+        let looked_up = self.feeds.known();
+        // Host names are looked up only for those who watch.
+        let snapshot = |name: &String| {
+            looked_up.get(name).cloned().unwrap_or_else(|| {
+                let (known, _, problem) = self.written(name);
+                let publisher = Publisher::new();
+                publisher.live(known, problem);
+                publisher.current()
+            })
+        };
+        self.table.keys().map(|name| (name.clone(), snapshot(name))).collect()
+    }
+}
+
+impl Fixed {
+    /// What the table says of a service: addresses, host names, and what is wrong with it.
+    fn written(&self, service: &str) -> (Vec<Endpoint>, Vec<String>, Option<String>) {
         let mut known = Vec::new();
         let mut hosts = Vec::new();
         let mut problem = None;
@@ -157,13 +187,7 @@ impl Registry for Fixed {
                 }
             }
         }
-        if hosts.is_empty() {
-            let publisher = Publisher::new();
-            publisher.live(known, problem);
-            // The publisher is kept, because a closed channel would mean that the registry is gone.
-            return Watch::new(publisher.subscribe(), Arc::new(Notify::new()), Some(Arc::new(publisher)));
-        }
-        self.feeds.watch(service, LINGER, |publisher, refresh| resolve(publisher, refresh, known, hosts))
+        (known, hosts, problem)
     }
 }
 

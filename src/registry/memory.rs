@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use tokio::sync::{Notify, watch};
 
 use super::feed::Publisher;
-use super::{Endpoint, Instance, Registration, RegistrationState, Registry, RegistryError, Tier, Watch};
+use super::{Endpoint, Endpoints, Instance, Registration, RegistrationState, Registry, RegistryError, Tier, Watch};
+use crate::state::NodeStatus;
 
 /// The named registries that somebody still uses.
 static NAMED: Mutex<BTreeMap<String, Weak<Shared>>> = Mutex::new(BTreeMap::new());
@@ -89,17 +90,25 @@ impl Registry for Memory {
         let service = instance.service.clone();
         let (state, states) = watch::channel(RegistrationState::Registered);
         let key = self.shared.add(instance, state);
-        let entry = Owned { shared: Arc::clone(&self.shared), service, key };
-        Ok(Registration::new(states, move || {
+        let entry = Owned { shared: Arc::clone(&self.shared), service: service.clone(), key };
+        let shared = Arc::clone(&self.shared);
+        let registration = Registration::new(states, move || {
             drop(entry);
             Box::pin(std::future::ready(Ok(())))
-        }))
+        });
+        Ok(registration.with_status(move |status| shared.set_status(&service, key, status)))
     }
 
     fn watch(&self, service: &str) -> Watch {
         let snapshots = Shared::service(&mut self.shared.lock(), service).publisher.subscribe();
         // There is nothing to look up again, so nobody listens to the wish.
         Watch::new(snapshots, Arc::new(Notify::new()), Some(Arc::clone(&self.shared) as _))
+    }
+
+    fn known(&self) -> BTreeMap<String, Arc<Endpoints>> {
+        let services = self.shared.lock();
+        let snapshots = services.iter().map(|(name, service)| (name.clone(), service.publisher.current()));
+        snapshots.filter(|(_, snapshot)| !snapshot.endpoints.is_empty()).collect()
     }
 }
 
@@ -137,6 +146,16 @@ impl Shared {
         key
     }
 
+    fn set_status(&self, service: &str, key: u64, status: NodeStatus) {
+        let mut services = self.lock();
+        let service = Self::service(&mut services, service);
+        // What was taken back has nothing to say any more.
+        if let Some(entry) = service.entries.get_mut(&key) {
+            entry.instance.status = status;
+            service.publish();
+        }
+    }
+
     fn remove(&self, service: &str, key: u64) {
         let mut services = self.lock();
         let service = Self::service(&mut services, service);
@@ -165,6 +184,7 @@ fn endpoint(instance: &Instance) -> Endpoint {
         zone: instance.zone.clone(),
         tags: instance.tags.clone(),
         meta: instance.meta.clone(),
+        status: instance.status.clone(),
     }
 }
 

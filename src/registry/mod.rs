@@ -27,6 +27,8 @@ pub use fixed::Fixed;
 pub use memory::Memory;
 pub use url::from_url;
 
+use crate::state::{NodeState, NodeStatus};
+
 /// Finds the instances of services and makes one's own findable.
 ///
 /// Implementations are cheap to share; every method is cancel safe.
@@ -54,6 +56,10 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
 
     /// Watches one service. All watches of one service in one process share the work.
     fn watch(&self, service: &str) -> Watch;
+
+    /// Every service that it knows of now, by name, as far as this process was told: all of them where every node is told
+    /// everything, those that are watched elsewhere.
+    fn known(&self) -> BTreeMap<String, Arc<Endpoints>>;
 }
 
 /// Why a registry refuses for good.
@@ -92,6 +98,8 @@ pub struct Instance {
     pub tags: Vec<String>,
     /// Small extra data.
     pub meta: BTreeMap<String, String>,
+    /// What it is ready for when it is registered; [`Registration::set_status`] tells of changes.
+    pub status: NodeStatus,
 }
 
 impl Instance {
@@ -156,10 +164,12 @@ pub struct Endpoint {
     pub tags: Vec<String>,
     /// Small extra data.
     pub meta: BTreeMap<String, String>,
+    /// What it says that it is ready for.
+    pub status: NodeStatus,
 }
 
 impl Endpoint {
-    /// A healthy endpoint of which nothing but the address is known.
+    /// A healthy and running endpoint of which nothing but the address is known.
     pub fn new(addr: SocketAddr) -> Self {
         Self {
             addr,
@@ -170,6 +180,7 @@ impl Endpoint {
             zone: None,
             tags: Vec::new(),
             meta: BTreeMap::new(),
+            status: NodeStatus::only(NodeState::Running),
         }
     }
 }
@@ -204,17 +215,24 @@ impl Endpoints {
         Self { generation: 0, freshness: Freshness::Never, endpoints: Vec::new(), problem: None }
     }
 
-    /// The instances to use: the best tier that has any. [`Tier::Unhealthy`] ones are among them only while the
-    /// registry does not stand by the list and nothing else is known: then the calls themselves must find out.
+    /// The instances to use: the best tier that has any that run, else the best one that has any that are busy with something
+    /// of their own. [`Tier::Unhealthy`] ones are among them only while the registry does not stand by the list and nothing
+    /// else is known: then the calls themselves must find out. Others than those that run or are busy are never among them.
     pub fn usable(&self) -> Vec<Arc<Endpoint>> {
-        let unhealthy = matches!(self.freshness, Freshness::Stale(_)).then_some(Tier::Unhealthy);
-        for tier in [Tier::Healthy, Tier::Doubtful].into_iter().chain(unhealthy) {
-            let of_tier: Vec<_> = self.endpoints.iter().filter(|e| e.tier == tier).cloned().collect();
-            if !of_tier.is_empty() {
-                return of_tier;
-            }
-        }
-        Vec::new()
+        let of = |tier, state| {
+            let matching = |endpoint: &&Arc<Endpoint>| endpoint.tier == tier && endpoint.status.state == state;
+            self.endpoints.iter().filter(matching).cloned().collect::<Vec<_>>()
+        };
+        let trusted = [NodeState::Running, NodeState::Doing]
+            .into_iter()
+            .flat_map(|state| [(Tier::Healthy, state), (Tier::Doubtful, state)]);
+        let remembered = [(Tier::Unhealthy, NodeState::Running), (Tier::Unhealthy, NodeState::Doing)];
+        let is_stale = matches!(self.freshness, Freshness::Stale(_));
+        trusted
+            .chain(remembered.into_iter().filter(|_| is_stale))
+            .map(|(tier, state)| of(tier, state))
+            .find(|found| !found.is_empty())
+            .unwrap_or_default()
     }
 }
 
@@ -297,8 +315,11 @@ pub enum RegistrationState {
 /// The handle of a registration. Dropping it takes the registration back without waiting.
 pub struct Registration {
     state: watch::Receiver<RegistrationState>,
+    status: Option<SetStatus>,
     leave: Option<Leave>,
 }
+
+type SetStatus = Box<dyn Fn(NodeStatus) + Send + Sync>;
 
 type Leave = Box<dyn FnOnce() -> BoxFuture<'static, Result<(), RegistryError>> + Send + Sync>;
 
@@ -309,7 +330,22 @@ impl Registration {
         state: watch::Receiver<RegistrationState>,
         leave: impl FnOnce() -> BoxFuture<'static, Result<(), RegistryError>> + Send + Sync + 'static,
     ) -> Self {
-        Self { state, leave: Some(Box::new(leave)) }
+        Self { state, status: None, leave: Some(Box::new(leave)) }
+    }
+
+    /// The same, with a way to tell others what the instance is ready for. Without one nobody learns of it, which is right
+    /// only for a registry that publishes nothing. `set` must not block; the registry tells others as soon as it can.
+    #[must_use]
+    pub fn with_status(mut self, set: impl Fn(NodeStatus) + Send + Sync + 'static) -> Self {
+        self.status = Some(Box::new(set));
+        self
+    }
+
+    /// Tells others what the instance is ready for now. Does not wait until they know.
+    pub fn set_status(&self, status: NodeStatus) {
+        if let Some(set) = &self.status {
+            set(status);
+        }
     }
 
     /// What has become of it by now.

@@ -20,6 +20,7 @@ pub(crate) mod work;
 use std::time::Duration;
 
 use picom::registry::{Endpoints, Instance, Registration, RegistrationState, Watch};
+use picom::{NodeState, NodeStatus};
 use std::sync::Arc;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -38,6 +39,7 @@ pub(crate) fn instance(service: &str, id: &str, port: u16) -> Instance {
         zone: None,
         tags: Vec::new(),
         meta: Default::default(),
+        status: NodeStatus::now(NodeState::Running, None),
     }
 }
 

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::registry::{Endpoint, Tier};
+use crate::state::{NodeState, NodeStatus};
 
 /// The key in an instance's meta that holds its incarnation, in hexadecimal digits.
 pub(super) const INCARNATION: &str = "picom-incarnation";
@@ -145,6 +146,7 @@ fn read(entry: Value) -> Result<(u64, Endpoint), String> {
         zone,
         tags: tags.unwrap_or_default(),
         meta,
+        status: NodeStatus::only(NodeState::Running),
     };
     Ok((modify_index, endpoint))
 }

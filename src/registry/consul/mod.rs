@@ -13,6 +13,7 @@ mod tls;
 mod trouble;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +25,7 @@ use async_trait::async_trait;
 use self::http::Api;
 use self::settings::{Secret, Settings};
 use super::feed::{Feeds, Publisher};
-use super::{Instance, Registration, Registry, RegistryError, Watch, check_service_name};
+use super::{Endpoints, Instance, Registration, Registry, RegistryError, Watch, check_service_name};
 
 /// How long a service is still watched after the last watch is gone. An abandoned query occupies one of Consul's 200
 /// places per client until its wait ends, so a client that is dropped and made anew must not leave any behind.
@@ -219,5 +220,9 @@ impl Registry for Consul {
                 Watch::new(publisher.subscribe(), Arc::default(), Some(Arc::new(publisher)))
             }
         }
+    }
+
+    fn known(&self) -> BTreeMap<String, Arc<Endpoints>> {
+        self.group().map(|group| group.feeds.known()).unwrap_or_default()
     }
 }
