@@ -36,7 +36,8 @@ const FIRST_ROOM: usize = 2 * wire::MAX_PAYLOAD;
 const GROWTH: usize = 8;
 
 /// How many bytes of small messages are read at once, before anybody asks for the second: the reader of many waits for each to be
-/// asked for, and few cost little if nobody does. Neither the messages nor what they become may be longer, but for one.
+/// asked for, and few cost little if nobody does. Neither the messages nor what they become, without what that owns elsewhere, may be
+/// longer, but for one.
 const AHEAD: usize = 4 << 10;
 
 /// How many bytes the arguments of one connection's calls may have that are being put together from several pieces.
