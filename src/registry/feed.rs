@@ -40,7 +40,7 @@ impl Publisher {
     }
 
     /// This list is the best there is, but the registry does not stand by it.
-    #[cfg(feature = "consul")]
+    #[cfg(any(feature = "consul", feature = "broadcast"))]
     pub(super) fn stale(&self, endpoints: Vec<Endpoint>, problem: String) {
         let since = match self.0.borrow().freshness {
             Freshness::Stale(since) => since,
@@ -56,6 +56,19 @@ impl Publisher {
             old @ (Freshness::Never | Freshness::Stale(_)) => old,
         };
         self.publish(freshness, None, Some(problem));
+    }
+
+    /// Nothing is in the way any more, but nothing more is known either.
+    #[cfg(feature = "broadcast")]
+    pub(super) fn waiting(&self) {
+        let freshness = self.0.borrow().freshness;
+        self.publish(freshness, None, None);
+    }
+
+    /// Whether anybody looks.
+    #[cfg(feature = "broadcast")]
+    pub(super) fn is_watched(&self) -> bool {
+        self.0.receiver_count() > 0
     }
 
     fn publish(&self, freshness: Freshness, endpoints: Option<Vec<Endpoint>>, problem: Option<String>) {
