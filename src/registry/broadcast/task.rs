@@ -220,3 +220,19 @@ fn own_address(target: SocketAddr) -> Option<IpAddr> {
     });
     asked.ok().map(|addr| addr.ip()).filter(|ip| !ip.is_unspecified())
 }
+
+#[cfg(test)]
+#[allow(clippy::panic, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_network_that_this_machine_does_not_have_is_named_in_the_trouble() {
+        // Opening sends nothing, so nothing is sent also where the machine has this network after all.
+        let Ok(settings) = Settings::broadcast("198.51.100.255:5000") else { panic!("it is a broadcast address") };
+        match open(&settings) {
+            Err(why) => assert!(why.contains("198.51.100.255:5000: cannot listen there"), "{why}"),
+            Ok(_) => println!("this machine has that network: nothing was tested"),
+        }
+    }
+}
