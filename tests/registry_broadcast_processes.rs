@@ -54,7 +54,8 @@ fn a_process_of_its_own() {
 struct Process {
     child: Child,
     input: Option<ChildStdin>,
-    counts: tokio::sync::watch::Receiver<(usize, usize)>,
+    /// How many it knew, one after the other.
+    counts: tokio::sync::watch::Receiver<Vec<usize>>,
 }
 
 impl Process {
@@ -78,12 +79,11 @@ impl Process {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        // How many it knows, and the fewest since it last knew all.
-        let (sender, counts) = tokio::sync::watch::channel((0, usize::MAX));
+        let (sender, counts) = tokio::sync::watch::channel(Vec::new());
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 if let Some(count) = line.split_once('@').and_then(|(_, count)| count.parse::<usize>().ok()) {
-                    sender.send_modify(|(now, fewest)| (*now, *fewest) = (count, count.min(*fewest)));
+                    sender.send_modify(|counts| counts.push(count));
                 }
             }
         });
@@ -94,9 +94,10 @@ impl Process {
         self.child.id().unwrap()
     }
 
-    async fn knows(&mut self, count: usize) {
-        let known = timeout(PATIENCE, self.counts.wait_for(|(now, _)| *now == count)).await;
-        assert!(matches!(known, Ok(Ok(_))), "it knows {:?} and not {count}", self.counts);
+    async fn knows(&self, count: usize) {
+        let mut counts = self.counts.clone();
+        let known = timeout(PATIENCE, counts.wait_for(|counts| counts.last() == Some(&count))).await.is_ok();
+        assert!(known, "it was to know {count}, and knew {:?}", self.counts.borrow());
     }
 }
 
@@ -107,9 +108,9 @@ async fn a_killed_process_is_gone_3_s_after_its_period_and_one_that_leaves_at_on
     let mut watch = observer.watch("service1");
     let mut killed = Process::start(&network, "killed");
     let mut leaving = Process::start(&network, "leaving");
-    let mut staying = Process::start(&network, "staying");
+    let staying = Process::start(&network, "staying");
     until(&mut watch, "all three are known", |snapshot| snapshot.endpoints.len() == 3).await;
-    for process in [&mut killed, &mut leaving, &mut staying] {
+    for process in [&killed, &leaving, &staying] {
         process.knows(3).await;
     }
 
@@ -135,25 +136,22 @@ async fn a_process_that_was_stopped_for_8_s_takes_nobody_for_dead() {
     let observer = network.registry().period(PERIOD);
     let mut watch = observer.watch("service1");
     let _own = observer.register(instance("service1", "own", 5000)).await.unwrap();
-    let mut others = [Process::start(&network, "one"), Process::start(&network, "two")];
-    let mut stopped = Process::start(&network, "stopped");
+    let others = [Process::start(&network, "one"), Process::start(&network, "two")];
+    let stopped = Process::start(&network, "stopped");
     stopped.knows(4).await;
     until(&mut watch, "all four are known", |snapshot| snapshot.endpoints.len() == 4).await;
-    let mut all = stopped.counts.clone();
-    let before = all.borrow_and_update().1;
+    let before = stopped.counts.borrow().len();
 
     signal(stopped.pid(), "STOP");
     tokio::time::sleep(Duration::from_secs(8)).await;
     until(&mut watch, "who does not speak is gone", |snapshot| snapshot.endpoints.len() == 3).await;
     signal(stopped.pid(), "CONT");
     until(&mut watch, "it is back", |snapshot| snapshot.endpoints.len() == 4).await;
-    for process in &mut others {
+    for process in &others {
         process.knows(4).await;
     }
     // Longer than anybody lives without a word.
     tokio::time::sleep(LIFE + PERIOD).await;
-    let (now, fewest) = *stopped.counts.borrow();
-    assert_eq!(now, 4);
-    assert!(fewest >= before, "it took others for dead: it knew only {fewest}");
-    assert!(before >= 1);
+    let after = stopped.counts.borrow()[before..].to_vec();
+    assert!(after.iter().all(|count| *count == 4), "it took others for dead: it knew {after:?}");
 }
