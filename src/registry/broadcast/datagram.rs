@@ -193,4 +193,4 @@ fn since_seconds(status: &NodeStatus) -> Option<u64> {
 
 #[cfg(test)]
 #[path = "datagram_tests.rs"]
-mod tests;
+pub(super) mod tests;

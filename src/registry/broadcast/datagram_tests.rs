@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::super::seal::{Key, Seal};
 use super::*;
 
-pub(super) fn usual() -> Datagram {
+pub(in super::super) fn usual() -> Datagram {
     let instance = Instance {
         service: "calculator".to_owned(),
         id: "calculator-host1-40123-00c0ffee00c0ffee".to_owned(),

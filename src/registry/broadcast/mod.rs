@@ -47,7 +47,7 @@ const NO_RUNTIME: &str = "discovery by datagrams needs a tokio runtime, and ther
 ///
 /// Each instance is advertised every 2 s ([`period`](Self::period)), at once when it is registered or its status changes, and
 /// takes its leave when it is taken back. It is gone 3 s after the period that it announced was missed: 5 s after it was last
-/// heard, by default. One lost datagram in a row is forgiven with periods up to 3 s. An observer that was itself asleep gives
+/// heard, by default. With periods below 3 s one lost datagram is forgiven. An observer that was itself asleep gives
 /// everybody another chance. No clock but the monotone one of the observer plays a part.
 ///
 /// Nothing is ever sent in answer to a datagram, so that nobody can use nodes to flood others; a newcomer knows everybody after
@@ -58,6 +58,9 @@ const NO_RUNTIME: &str = "discovery by datagrams needs a tokio runtime, and ther
 ///
 /// Clones share one socket and what was heard; an option makes a registry of its own, so set options first. When the last
 /// clone, watch, registration and stream of events is gone, the socket is closed.
+///
+/// What cannot be sent, and a port that cannot be had, is the state of the registrations and the problem of the snapshots, and is
+/// tried again.
 ///
 /// What does not fit into a datagram of 1,200 bytes cannot be registered. 4,096 instances of others are kept, 1,024 of them
 /// from one address; what is past that, and everything that is no proper datagram, is refused and
@@ -253,11 +256,11 @@ impl Registry for Broadcast {
             )));
         }
         let handle = Arc::clone(&self.handle);
-        let (key, states) = handle.node.register(instance);
-        let owned = Owned { handle, key };
-        if let Some(why) = owned.handle.run() {
+        if let Some(why) = handle.run() {
             return Err(RegistryError::Unreachable(why.to_owned()));
         }
+        let (key, states) = handle.node.register(instance);
+        let owned = Owned { handle, key };
         let mut first = states.clone();
         let settled = first.wait_for(|state| *state != announce::first());
         // After that the state tells the rest.

@@ -19,7 +19,7 @@ use super::announce::{Announcer, Left, Meeting, Outgoing};
 use super::datagram::{Datagram, Sender};
 use super::events::{Counters, Event, Refusal, Refused};
 use super::settings::Settings;
-use super::table::Table;
+use super::table::{DUPLICATES_EVERY, Table};
 use super::task;
 use crate::registry::feed::Publisher;
 use crate::registry::{Endpoints, Freshness, Instance, RegistrationState};
@@ -58,6 +58,7 @@ struct State {
     ripe_at: Option<Instant>,
     ripe: bool,
     refusal_told: Option<Instant>,
+    duplicate_logged: Option<Instant>,
     /// Where one's own instances without an address are found in this process.
     home: IpAddr,
     task: Option<JoinHandle<()>>,
@@ -75,6 +76,7 @@ impl Node {
             ripe_at: None,
             ripe: false,
             refusal_told: None,
+            duplicate_logged: None,
             home: Ipv4Addr::LOCALHOST.into(),
             task: None,
         };
@@ -99,6 +101,8 @@ impl Node {
             return true;
         }
         let Ok(runtime) = Handle::try_current() else { return false };
+        // If there is still trouble, the task will say so.
+        state.problem = None;
         state.task = Some(runtime.spawn(task::run(Arc::clone(self), stop.clone())));
         true
     }
@@ -179,7 +183,7 @@ impl Node {
     pub(super) fn opened(&self, home: Option<IpAddr>) {
         let mut state = self.lock();
         let now = Instant::now();
-        // Under a key nothing may be left to the datagram's source address, which no seal covers.
+        // Others do not take a sealed announcement without an address.
         if self.settings.key.is_some() {
             state.own.set_address(home);
         }
@@ -203,7 +207,8 @@ impl Node {
         let now = Instant::now();
         let mut news = Vec::new();
         for (source, datagram) in batch {
-            if let Err(why) = datagram.and_then(|datagram| state.hear(now, source, datagram, &mut news)) {
+            let heard = datagram.and_then(|datagram| self.sealed_address(datagram));
+            if let Err(why) = heard.and_then(|datagram| state.hear(now, source, datagram, &mut news)) {
                 self.refused.count(why);
                 if state.refusal_told.is_none_or(|told| told + REFUSALS_EVERY <= now) {
                     state.refusal_told = Some(now);
@@ -212,6 +217,15 @@ impl Node {
             }
         }
         self.tell(state, news);
+    }
+
+    /// Under a key nothing may be left to the datagram's source address, which no seal covers: whoever sent a copy of it from
+    /// elsewhere would be called.
+    fn sealed_address(&self, datagram: Datagram) -> Result<Datagram, Refusal> {
+        if self.settings.key.is_some() && datagram.instance.address.is_none() {
+            return Err(Refusal::Malformed);
+        }
+        Ok(datagram)
     }
 
     /// Looks who is gone, and returns what is to be sent now.
@@ -248,11 +262,18 @@ impl Node {
     fn tell(&self, mut state: MutexGuard<'_, State>, news: Vec<Event>) {
         let changed: BTreeSet<&str> = news.iter().filter_map(changed_service).collect();
         changed.into_iter().for_each(|service| state.publish(service));
+        let now = Instant::now();
+        let mut duplicates = news.iter().filter(|event| matches!(event, Event::DuplicateId { .. }));
+        let logged = match duplicates.next() {
+            Some(event) if state.duplicate_logged.is_none_or(|at| at + DUPLICATES_EVERY <= now) => Some(event),
+            _ => None,
+        };
+        if let Some(Event::DuplicateId { service, id, kept, other }) = logged {
+            state.duplicate_logged = Some(now);
+            tracing::warn!(service, id, %kept, %other, "two living instances use one id; the other one is ignored");
+        }
         drop(state);
         for event in news {
-            if let Event::DuplicateId { service, id, kept, other } = &event {
-                tracing::warn!(service, id, %kept, %other, "two living instances use one id; the other one is ignored");
-            }
             // Nobody has to listen.
             let _ = self.events.send(event);
         }
@@ -298,20 +319,65 @@ impl State {
     fn publish(&mut self, service: &str) {
         // One's own last: of two at one address the other one has died.
         let mut endpoints = self.table.list(service);
-        endpoints.extend(self.own.list(service, self.home));
+        endpoints.extend(self.own.list(service, self.home).map(Arc::new));
         let is_empty = endpoints.is_empty();
         let publisher = self.publishers.entry(service.to_owned()).or_insert_with(Publisher::new);
         let current = publisher.current();
         let was_told = current.freshness != Freshness::Never;
         match &self.problem {
-            Some(problem) if was_told || !is_empty => publisher.stale(endpoints, problem.clone()),
+            Some(problem) if was_told || !is_empty => publisher.stale_shared(endpoints, problem.clone()),
             Some(problem) => publisher.trouble(problem.clone()),
-            None if self.ripe || was_told || !is_empty => publisher.live(endpoints, None),
+            None if self.ripe || was_told || !is_empty => publisher.live_shared(endpoints),
             None if current.problem.is_some() => publisher.waiting(),
             None => {}
         }
         if is_empty && !publisher.is_watched() {
             self.publishers.remove(service);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::super::datagram::Kind;
+    use super::super::datagram::tests::usual;
+    use super::super::settings::key;
+    use super::*;
+
+    const STRANGER: [u8; 4] = [127, 0, 0, 66];
+
+    fn heard(keyed: bool, datagram: Datagram) -> (usize, Refused) {
+        let settings = Settings { key: keyed.then(|| key(&[1; 32]).unwrap()), ..Settings::loopback() };
+        let node = Node::new(settings);
+        node.heard(vec![(SocketAddr::from((STRANGER, 5000)), Ok(datagram))]);
+        (node.known().len(), node.refused())
+    }
+
+    #[test]
+    fn a_sealed_announcement_must_say_its_address_itself() {
+        let mut nowhere = usual();
+        nowhere.instance.address = None;
+        assert_eq!(heard(false, nowhere.clone()).0, 1);
+        let (known, refused) = heard(true, nowhere);
+        assert_eq!((known, refused.of(Refusal::Malformed)), (0, 1));
+        assert_eq!(heard(true, usual()).0, 1);
+    }
+
+    #[test]
+    fn services_of_which_nothing_is_left_and_that_nobody_watches_are_forgotten() {
+        let node = Node::new(Settings::loopback());
+        for sequence in 1..=100 {
+            let mut datagram = usual();
+            datagram.sequence = sequence * 2;
+            datagram.instance.service = format!("service{sequence}");
+            let leave = Datagram { kind: Kind::Leave, sequence: sequence * 2 + 1, ..datagram.clone() };
+            let from = SocketAddr::from((STRANGER, 5000));
+            node.heard(vec![(from, Ok(datagram)), (from, Ok(leave))]);
+        }
+        assert!(node.lock().publishers.is_empty());
+        drop(node.watch("service1", None));
+        let _watched = node.watch("service2", None);
+        assert_eq!(node.lock().publishers.len(), 1, "what nobody watches any more goes when another is watched");
     }
 }

@@ -229,10 +229,10 @@ impl Table {
     }
 
     /// The instances of a service, in the order in which they came.
-    pub(super) fn list(&self, service: &str) -> Vec<Endpoint> {
+    pub(super) fn list(&self, service: &str) -> Vec<Arc<Endpoint>> {
         let mut entries: Vec<&Entry> = self.services.get(service).into_iter().flat_map(BTreeMap::values).collect();
         entries.sort_by_key(|entry| entry.arrival);
-        entries.into_iter().map(|entry| Endpoint::clone(&entry.endpoint)).collect()
+        entries.into_iter().map(|entry| Arc::clone(&entry.endpoint)).collect()
     }
 
     fn doubt_oneself(&mut self, now: Instant) {

@@ -50,7 +50,7 @@ impl World {
     }
 
     fn ids(&self) -> Vec<String> {
-        self.table.list("service1").into_iter().map(|endpoint| endpoint.id).collect()
+        self.table.list("service1").iter().map(|endpoint| endpoint.id.clone()).collect()
     }
 
     fn gone(&mut self) -> Vec<(String, Gone)> {
