@@ -76,7 +76,7 @@ fn a_key_has_32_bytes_and_stays_out_of_urls_and_logs() {
     assert!(text.contains("key-file") && !text.contains("hush"), "{text}");
 
     let path = std::env::temp_dir().join(format!("picom-broadcast-key-{}", std::process::id()));
-    let mut of_file = |content: &[u8]| {
+    let of_file = |content: &[u8]| {
         std::fs::write(&path, content).unwrap();
         Settings::from_url(&format!("?key-file={}", path.display()))
     };
@@ -85,7 +85,7 @@ fn a_key_has_32_bytes_and_stays_out_of_urls_and_logs() {
     assert_eq!(of_file(format!("{digits}\n").as_bytes()).unwrap(), raw);
     assert!(!format!("{raw:?}").contains("42"), "{raw:?}");
     assert!(refusal(of_file(&[42; 31])).contains("64 hexadecimal digits"));
-    assert!(refusal(of_file(digits[1..].as_bytes())).contains("64 hexadecimal digits"));
+    assert!(refusal(of_file(&digits.as_bytes()[1..])).contains("64 hexadecimal digits"));
     std::fs::remove_file(&path).unwrap();
     assert!(refusal(Settings::from_url("?key-file=/nowhere/at/all")).contains("cannot be read"));
 }
