@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures::{FutureExt, StreamExt};
 use picom::registry::broadcast::{Event, Gone, Refusal};
 use picom::registry::{Broadcast, Freshness, RegistrationState, Registry, RegistryError};
-use picom::{NodeState, NodeStatus};
+use picom::{Context, Methods, NodeState, NodeStatus, Picom, Status, args};
 use support::broadcast::{Network, free_port};
 use support::{PATIENCE, eventually, instance, state, until};
 use tokio::time::{Instant, timeout};
@@ -74,6 +74,20 @@ async fn nodes_find_each_other_under_a_key() {
     let network = Network::new();
     let registry = || network.registry().key([42; 32]).unwrap();
     meet(&registry(), &registry()).await;
+}
+
+#[tokio::test]
+async fn a_call_finds_its_service_through_datagrams_and_the_url() {
+    let network = Network::new();
+    let url = format!("broadcast://{}?period=200ms", network.addr);
+    let node = |name: &str| Picom::builder(name).registry_url(&url).bind("127.0.0.1").build().unwrap();
+    let (server, client) = (node("greeter"), node("caller"));
+    let greet = |_cx: Context, (): ()| async move { Ok::<_, Status>("hello".to_owned()) };
+    server.expose(Methods::new().unary("greet", greet)).await.unwrap();
+    let answer: String = client.fetch("greeter", "greet", args! {}).await.unwrap();
+    assert_eq!(answer, "hello");
+    server.end().await.unwrap();
+    client.end().await.unwrap();
 }
 
 #[tokio::test]
