@@ -13,7 +13,7 @@ use futures::{FutureExt, StreamExt};
 use picom::registry::broadcast::{Event, Gone, Refusal};
 use picom::registry::{Broadcast, Freshness, RegistrationState, Registry, RegistryError};
 use picom::{Context, Methods, NodeState, NodeStatus, Picom, Status, args};
-use support::broadcast::{Network, free_port};
+use support::broadcast::{Network, Port};
 use support::{PATIENCE, eventually, instance, state, until};
 use tokio::time::{Instant, timeout};
 
@@ -56,14 +56,15 @@ async fn nodes_find_each_other_by_broadcast() {
 
 #[tokio::test]
 async fn nodes_find_each_other_by_multicast() {
-    let group = format!("239.77.1.2:{}", free_port());
+    let port = Port::new();
+    let group = format!("239.77.1.2:{}", port.number());
     meet(&Broadcast::multicast(&group).unwrap(), &Broadcast::multicast(&group).unwrap()).await;
 }
 
 #[tokio::test]
 async fn nodes_find_each_other_by_a_list_of_addresses() {
-    let port = free_port();
-    let list = [format!("127.0.0.1:{port}"), format!("127.0.0.2:{port}")];
+    let port = Port::new();
+    let list = [1, 2].map(|host| format!("127.0.0.{host}:{}", port.number()));
     let registry = || Broadcast::unicast(list.iter().map(String::as_str)).unwrap().period(Duration::from_millis(200));
     // Neither is told which of the addresses is its own.
     meet(&registry(), &registry()).await;
@@ -289,8 +290,8 @@ async fn what_does_not_fit_into_a_datagram_is_refused_with_its_size() {
 
 #[tokio::test]
 async fn a_port_that_cannot_be_had_is_named_and_tried_again() {
-    let port = free_port();
-    let addr = format!("127.0.0.1:{port}");
+    let port = Port::new();
+    let addr = format!("127.0.0.1:{}", port.number());
     let occupied = tokio::net::UdpSocket::bind(&addr).await.unwrap();
     let registry = Broadcast::unicast([addr.as_str()]).unwrap();
     let mut watch = registry.watch("service1");
@@ -309,7 +310,8 @@ async fn a_port_that_cannot_be_had_is_named_and_tried_again() {
 
 #[tokio::test]
 async fn the_port_is_free_again_when_the_last_handle_is_gone() {
-    let addr = format!("127.0.0.1:{}", free_port());
+    let port = Port::new();
+    let addr = format!("127.0.0.1:{}", port.number());
     let registry = Broadcast::unicast([addr.as_str()]).unwrap();
     let watch = registry.watch("service1");
     let registration = registry.register(instance("service1", "one", 4000)).await.unwrap();

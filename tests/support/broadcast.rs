@@ -1,9 +1,10 @@
 //! Loopback networks of datagrams, one per test, and a stranger on them.
 //!
-//! Owns [`Network`] and [`Stranger`]. It must never send anywhere but to loopback. Look next at the tests of the broadcast
+//! Owns [`Network`], [`Port`] and [`Stranger`]. It must never send anywhere but to loopback. Look next at the tests of the broadcast
 //! registry.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use picom::registry::Broadcast;
@@ -15,15 +16,18 @@ use super::PATIENCE;
 /// A broadcast address of loopback with a port of its own, so that tests do not hear each other.
 pub(crate) struct Network {
     pub(crate) addr: SocketAddr,
+    _port: Option<Port>,
 }
 
 impl Network {
     pub(crate) fn new() -> Self {
-        Self::at(free_port())
+        let port = Port::new();
+        Self { _port: Some(port.clone()), ..Self::at(port.number()) }
     }
 
+    /// The network of another process.
     pub(crate) fn at(port: u16) -> Self {
-        Self { addr: SocketAddr::from(([127, 255, 255, 255], port)) }
+        Self { addr: SocketAddr::from(([127, 255, 255, 255], port)), _port: None }
     }
 
     /// Another process's view of this network would be the same.
@@ -42,10 +46,19 @@ impl Network {
     }
 }
 
-/// A port that nobody uses for datagrams now.
-pub(crate) fn free_port() -> u16 {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("loopback");
-    socket.local_addr().expect("it is bound").port()
+/// A port for datagrams that no other test uses, in this process or another, for as long as this lives.
+#[derive(Clone)]
+pub(crate) struct Port(Arc<UdpSocket>);
+
+impl Port {
+    pub(crate) fn new() -> Self {
+        // All tests reserve at one address, which nothing else uses.
+        Self(Arc::new(UdpSocket::bind("127.77.77.77:0").expect("all of 127.0.0.0/8 is loopback")))
+    }
+
+    pub(crate) fn number(&self) -> u16 {
+        self.0.local_addr().expect("it is bound").port()
+    }
 }
 
 /// Somebody who hears everything and sends what no node would.
