@@ -85,7 +85,8 @@ impl Datagram {
             tags: given.tags.clone(),
             meta: given.meta.clone(),
             state: STATES.iter().position(|state| *state == given.status.state).map_or(u8::MAX, |at| at as u8),
-            reason: given.status.reason.clone(),
+            // Cut as every other reason, because receivers refuse a longer one.
+            reason: NodeStatus::now(given.status.state, given.status.reason.as_deref()).reason,
             since: since_seconds(&given.status),
         };
         rmp_serde::to_vec(&body).map_err(|error| format!("the announcement cannot be written: {error}"))
@@ -109,15 +110,12 @@ pub(super) fn known_as(instance: &Instance, replica: bool) -> String {
 pub(super) fn longest(instance: &Instance, replica: bool) -> Result<usize, String> {
     let mut instance = instance.clone();
     instance.address = instance.address.or(Some(IpAddr::from([0xff; 16])));
-    instance.status = NodeStatus {
-        state: NodeState::Down,
-        reason: Some("x".repeat(MAX_REASON)),
-        since: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(u32::MAX.into())),
-    };
+    instance.status = NodeStatus { state: NodeState::Down, reason: Some("x".repeat(MAX_REASON)), since: None };
     let sender = Sender { process: u64::MAX, registry: u32::MAX };
     let period = *PERIODS.end();
     let longest = Datagram { kind: Kind::Leave, period, sender, sequence: u64::MAX, replica, instance };
-    longest.encode().map(|bytes| bytes.len())
+    // A number takes up to 9 bytes, and that there is none takes one.
+    longest.encode().map(|bytes| bytes.len() + 8)
 }
 
 /// The numbers of the states.

@@ -101,7 +101,7 @@ impl Table {
             return Ok(false);
         }
         match self.senders.get_mut(&sender) {
-            Some(heard) if heard.highest >= sequence => return Err(Refusal::Replayed),
+            Some(heard) if heard.highest >= sequence && heard.at + self.memory > now => return Err(Refusal::Replayed),
             Some(heard) => *heard = Heard { highest: sequence, at: now },
             None => {
                 if self.senders.len() >= MAX_SENDERS {

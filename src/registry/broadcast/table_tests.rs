@@ -171,6 +171,11 @@ fn one_forged_number_does_not_silence_a_sender_for_long_where_there_is_no_key() 
     world.sweep_after(LIFE);
     world.hear(datagram("one", 4000, 1001, 6)).unwrap();
     assert_eq!(world.ids(), ["one"]);
+    // The same with a notice, after which nothing is left to be looked at.
+    world.hear(leave("one", 1001, u64::MAX)).unwrap();
+    world.now += MEMORY_WITHOUT_KEY;
+    world.hear(datagram("one", 4000, 1001, 7)).unwrap();
+    assert_eq!(world.ids(), ["one"]);
 }
 
 #[test]
