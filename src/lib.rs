@@ -260,6 +260,7 @@
 //! | in code | as a URL | for |
 //! | --- | --- | --- |
 //! | [`registry::Consul`] | `consul://127.0.0.1:8500` | everything that runs on more than one machine |
+//! | [`registry::Broadcast`] | `broadcast://10.1.255.255:5000`, on one machine `broadcast://` | one machine or one network, without a server |
 //! | [`registry::Fixed`] | `fixed://service1=10.0.0.7:4000` | addresses that somebody else keeps right |
 //! | [`registry::Memory`] | `memory://name` | tests and demonstrations, within one process |
 //!
@@ -327,6 +328,7 @@
 //! | --- | --- | --- |
 //! | `macros` | yes | [`#[picom::service]`](macro@service) |
 //! | `consul` | yes | [`registry::Consul`], with an HTTP client and TLS for it |
+//! | `broadcast` | yes | [`registry::Broadcast`], with a cipher for its key |
 //!
 //! No feature changes how calls behave. picom needs Rust 1.85 and a tokio runtime.
 

@@ -52,7 +52,7 @@ async fn memory_is_shared_by_name() {
 
 #[test]
 fn unknown_schemes_are_told_the_known_ones() {
-    for url in ["manifest://127.0.0.1:3100", "broadcast://", "http://127.0.0.1:8500", "nothing", ""] {
+    for url in ["manifest://127.0.0.1:3100", "http://127.0.0.1:8500", "nothing", ""] {
         let text = refusal(url);
         assert!(text.contains("fixed://") && text.contains("memory://") && text.contains("consul://"), "{text}");
     }
@@ -80,4 +80,20 @@ fn secrets_in_a_url_are_refused_and_not_repeated() {
     }
     assert!(refusal("consul://10.0.0.1:8500?ttl=0s").contains("TTL"));
     assert!(refusal("consul+https://").contains("address"));
+}
+
+#[cfg(feature = "broadcast")]
+#[test]
+fn broadcast_without_an_address_is_loopback_and_guesses_no_network() {
+    let of = |url: &str| from_url(url).unwrap().describe();
+    assert_eq!(of("broadcast://"), "broadcast to 127.255.255.255:5000");
+    assert_eq!(of("broadcast://10.1.255.255:6000?period=1s"), "broadcast to 10.1.255.255:6000");
+    assert_eq!(of("broadcast://239.1.2.3"), "multicast to 239.1.2.3:5000 at interface 127.0.0.1");
+    assert_eq!(of("broadcast://127.0.0.1,127.0.0.2:6000"), "datagrams to 127.0.0.1:5000 and 1 more");
+    assert!(refusal("broadcast://255.255.255.255").contains("the network's own broadcast address"));
+    assert!(refusal("broadcast://0.0.0.0").contains("names no network"));
+    for url in ["broadcast://hush", "broadcast://?key=hush", "broadcast://?hush-hush=1&key=hush"] {
+        let text = refusal(url);
+        assert!(!text.contains("=hush") && !text.contains("//hush"), "{text}");
+    }
 }

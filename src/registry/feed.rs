@@ -36,12 +36,24 @@ impl Publisher {
 
     /// The registry stands by this list. Of several endpoints with one address the last one counts.
     pub(super) fn live(&self, endpoints: Vec<Endpoint>, problem: Option<String>) {
-        self.publish(Freshness::Live, Some(endpoints), problem);
+        self.publish(Freshness::Live, Some(endpoints.into_iter().map(Arc::new).collect()), problem);
+    }
+
+    /// The same for endpoints that somebody else keeps too.
+    #[cfg(feature = "broadcast")]
+    pub(super) fn live_shared(&self, endpoints: Vec<Arc<Endpoint>>) {
+        self.publish(Freshness::Live, Some(endpoints), None);
     }
 
     /// This list is the best there is, but the registry does not stand by it.
     #[cfg(feature = "consul")]
     pub(super) fn stale(&self, endpoints: Vec<Endpoint>, problem: String) {
+        self.stale_shared(endpoints.into_iter().map(Arc::new).collect(), problem);
+    }
+
+    /// The same for endpoints that somebody else keeps too.
+    #[cfg(any(feature = "consul", feature = "broadcast"))]
+    pub(super) fn stale_shared(&self, endpoints: Vec<Arc<Endpoint>>, problem: String) {
         let since = match self.0.borrow().freshness {
             Freshness::Stale(since) => since,
             Freshness::Never | Freshness::Live => Instant::now(),
@@ -58,7 +70,20 @@ impl Publisher {
         self.publish(freshness, None, Some(problem));
     }
 
-    fn publish(&self, freshness: Freshness, endpoints: Option<Vec<Endpoint>>, problem: Option<String>) {
+    /// Nothing is in the way any more, but nothing more is known either.
+    #[cfg(feature = "broadcast")]
+    pub(super) fn waiting(&self) {
+        let freshness = self.0.borrow().freshness;
+        self.publish(freshness, None, None);
+    }
+
+    /// Whether anybody looks.
+    #[cfg(feature = "broadcast")]
+    pub(super) fn is_watched(&self) -> bool {
+        self.0.receiver_count() > 0
+    }
+
+    fn publish(&self, freshness: Freshness, endpoints: Option<Vec<Arc<Endpoint>>>, problem: Option<String>) {
         self.0.send_if_modified(|current| {
             let list = match endpoints {
                 Some(endpoints) => normalise(endpoints, &current.endpoints),
@@ -76,11 +101,11 @@ impl Publisher {
 }
 
 /// Ordered by address, one per address; what did not change keeps its allocation.
-fn normalise(endpoints: Vec<Endpoint>, old: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
-    let by_addr: BTreeMap<SocketAddr, Endpoint> = endpoints.into_iter().map(|e| (e.addr, e)).collect();
-    let reuse = |endpoint: Endpoint| match old.binary_search_by_key(&endpoint.addr, |e| e.addr) {
-        Ok(at) if *old[at] == endpoint => Arc::clone(&old[at]),
-        _ => Arc::new(endpoint),
+fn normalise(endpoints: Vec<Arc<Endpoint>>, old: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
+    let by_addr: BTreeMap<SocketAddr, Arc<Endpoint>> = endpoints.into_iter().map(|e| (e.addr, e)).collect();
+    let reuse = |endpoint: Arc<Endpoint>| match old.binary_search_by_key(&endpoint.addr, |e| e.addr) {
+        Ok(at) if Arc::ptr_eq(&old[at], &endpoint) || old[at] == endpoint => Arc::clone(&old[at]),
+        _ => endpoint,
     };
     by_addr.into_values().map(reuse).collect()
 }

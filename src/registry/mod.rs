@@ -1,9 +1,11 @@
 //! Who is where: the [`Registry`] trait, the snapshot it publishes, and the handle of a registration.
 //!
 //! Owns the vocabulary between nodes and the systems that know where services are. It must never see the client
-//! or the server. Look next at `memory.rs`, `fixed.rs` and `consul/` for the systems themselves, at `feed.rs` for how
+//! or the server. Look next at `memory.rs`, `fixed.rs`, `broadcast/` and `consul/` for the systems themselves, at `feed.rs` for how
 //! many watches share one task, and at `url.rs` for choosing a registry by URL.
 
+#[cfg(feature = "broadcast")]
+pub mod broadcast;
 #[cfg(feature = "consul")]
 mod consul;
 mod feed;
@@ -21,6 +23,8 @@ use futures::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+#[cfg(feature = "broadcast")]
+pub use broadcast::Broadcast;
 #[cfg(feature = "consul")]
 pub use consul::Consul;
 pub use fixed::Fixed;

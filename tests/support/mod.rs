@@ -4,6 +4,8 @@
 //! modules.
 #![allow(dead_code, reason = "every test binary uses another part")]
 
+#[cfg(feature = "broadcast")]
+pub(crate) mod broadcast;
 pub(crate) mod consul;
 pub(crate) mod fake_consul;
 #[cfg(all(feature = "consul", feature = "macros"))]
