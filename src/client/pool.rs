@@ -16,6 +16,7 @@ use super::retry::Budget;
 use super::target::Target;
 use crate::options::Options;
 use crate::registry::{Endpoint, Endpoints, Freshness, Registry, RegistryError, Watch};
+use crate::state::NodeState;
 use crate::status::{Execution, Status};
 use crate::transport::link::Link;
 
@@ -197,10 +198,17 @@ impl Pool {
             (_, 0, Some(problem)) => {
                 format!("unknown service: {registry} knew no instance of `{service}`, and now: {problem}")
             }
-            (_, unhealthy, _) => {
-                format!(
-                    "no healthy instance: {registry} knows {unhealthy} of `{service}`, none of which passes its check"
-                )
+            (_, known, _) => {
+                let calm =
+                    |endpoint: &&Arc<Endpoint>| !matches!(endpoint.status.state, NodeState::Running | NodeState::Doing);
+                match endpoints.iter().find(calm).map(|endpoint| &**endpoint) {
+                    Some(Endpoint { addr, status, .. }) => format!(
+                        "no running instance: {registry} knows {known} of `{service}`, of which {addr} is {status}"
+                    ),
+                    None => format!(
+                        "no healthy instance: {registry} knows {known} of `{service}`, none of which passes its check"
+                    ),
+                }
             }
         };
         Status::unavailable(text).with_execution(Execution::Never)

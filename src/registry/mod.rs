@@ -341,7 +341,8 @@ impl Registration {
         self
     }
 
-    /// Tells others what the instance is ready for now. Does not wait until they know.
+    /// Tells others what the instance is ready for now. Does not wait until they know. [`NodeState::Down`] says why the instance
+    /// is taken back, which follows at once; a registry that cannot tell anybody ignores it.
     pub fn set_status(&self, status: NodeStatus) {
         if let Some(set) = &self.status {
             set(status);

@@ -1,7 +1,9 @@
 //! A node: one process's part in the system. It exposes a service, and calls others.
 //!
-//! Owns the name, the registration, and the clients by service. It must never handle a call itself. Look next at
-//! [`crate::server`] for what is exposed and [`crate::client`] for what is called.
+//! Owns the name, the registration, and the clients by service. It must never handle a call itself. Look next at [`life`] for
+//! its state, at [`crate::server`] for what is exposed and at [`crate::client`] for what is called.
+
+mod life;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,11 +16,12 @@ use tokio::sync::watch;
 use crate::builder::Builder;
 use crate::client::{Arguments, Call, Channel, First, Identity, Items, Pool, TypedClient};
 use crate::options::Options;
-use crate::registry::{Instance, Registration, RegistrationState, Registry, RegistryError};
+use crate::registry::{Instance, RegistrationState, Registry, RegistryError};
 use crate::server::Server;
 use crate::service::Service;
-use crate::state::{NodeState, NodeStatus};
+use crate::state::{NodeState, NodeStatus, TransitionError};
 use crate::status::Status;
+use life::Life;
 
 /// One process's part in the system. Cheap to clone; all clones are the same node.
 ///
@@ -42,6 +45,7 @@ struct Inner {
     options: Options,
     registry: Result<Arc<dyn Registry>, RegistryError>,
     pools: Mutex<HashMap<Arc<str>, Arc<Pool>>>,
+    life: Arc<Life>,
     exposed: tokio::sync::Mutex<Option<Exposing>>,
 }
 
@@ -54,8 +58,8 @@ impl Drop for Inner {
 }
 
 struct Exposing {
-    server: Arc<Server>,
-    registration: Registration,
+    server: Server,
+    registered: watch::Receiver<RegistrationState>,
 }
 
 impl Picom {
@@ -84,6 +88,7 @@ impl Picom {
             options,
             registry,
             pools: Mutex::default(),
+            life: Arc::new(Life::new()),
             exposed: tokio::sync::Mutex::new(None),
         };
         Self { inner: Arc::new(inner) }
@@ -104,6 +109,9 @@ impl Picom {
     /// When it returns, the listener is bound and the instance registered and passing. If the registry cannot be reached,
     /// picom keeps trying, and the handle says so. A second `expose` adds methods to the same instance.
     ///
+    /// With the first `expose` the node is [running](NodeState::Running), unless its builder says
+    /// [`started(false)`](Builder::started): then it can be found but is not called until [`Picom::start`].
+    ///
     /// # Errors
     /// When a method's name is taken, the port is in use, or the service's name or the registry's settings are not
     /// acceptable. Nothing has changed then.
@@ -121,16 +129,19 @@ impl Picom {
             Status::failed_precondition(format!("cannot listen on {asked}: {}", error.kind())).with_source(error)
         })?;
         server.add(&service)?;
-        let instance = self.instance(server.local_addr());
-        let registration = registry.register(instance).await.map_err(refused)?;
+        let first = if options.started { NodeState::Running } else { NodeState::Up };
+        let (status, birth) = self.inner.life.begin(first);
+        let registration =
+            registry.register(self.instance(server.local_addr(), status.clone())).await.map_err(refused)?;
         if let RegistrationState::Retrying(reason) | RegistrationState::Denied(reason) = registration.state() {
             tracing::warn!(service = %name, "not registered yet, and tried again: {reason}");
         }
-        let exposing = exposed.insert(Exposing { server: Arc::new(server), registration });
+        let exposing = exposed.insert(Exposing { server, registered: registration.states() });
+        birth.complete(registration, &status);
         Ok(Exposed::new(exposing))
     }
 
-    fn instance(&self, local: SocketAddr) -> Instance {
+    fn instance(&self, local: SocketAddr, status: NodeStatus) -> Instance {
         let Inner { name, incarnation, options, .. } = &*self.inner;
         let address = options.advertise.or((!local.ip().is_unspecified()).then(|| local.ip()));
         // With a fixed port a process that comes back after a crash takes over the entry that it left; with a random one
@@ -150,8 +161,45 @@ impl Picom {
             zone: None,
             tags: Vec::new(),
             meta: Default::default(),
-            status: NodeStatus::now(NodeState::Running, None),
+            status,
         }
+    }
+
+    /// What the node says of itself: [down](NodeState::Down) before the first [`expose`](Picom::expose) and after
+    /// [`end`](Picom::end).
+    pub fn state(&self) -> NodeStatus {
+        self.inner.life.status()
+    }
+
+    /// Runs: from now on the node gets calls. For one that was stopped, that was busy, or that came up without being started.
+    ///
+    /// Like [`stop`](Picom::stop) and [`doing`](Picom::doing) it tells the registry without waiting for it; others know as soon
+    /// as the registry tells them. Of several changes the last one is what they know in the end.
+    ///
+    /// # Errors
+    /// When the node is running already, or down.
+    pub fn start(&self) -> Result<(), TransitionError> {
+        self.inner.life.become_state(NodeState::Running, None)
+    }
+
+    /// Stops: whoever chooses among instances does not choose this one any more, until [`start`](Picom::start). It stays
+    /// registered, and calls that reach it all the same are still served: those that run, those that name its address, and those
+    /// of callers who have not heard of it yet. The reason is for people, who see it wherever the registry shows it; the first
+    /// [`MAX_REASON`](crate::MAX_REASON) bytes of it are kept, and an empty one is none.
+    ///
+    /// # Errors
+    /// When the node is stopped already, or down.
+    pub fn stop(&self, reason: &str) -> Result<(), TransitionError> {
+        self.inner.life.become_state(NodeState::Stopped, Some(reason))
+    }
+
+    /// Is busy with something of its own: others are called first, and this one only where none of them is running. The next
+    /// `doing` replaces the reason; [`start`](Picom::start) ends it.
+    ///
+    /// # Errors
+    /// When the node is down.
+    pub fn doing(&self, reason: &str) -> Result<(), TransitionError> {
+        self.inner.life.become_state(NodeState::Doing, Some(reason))
     }
 
     /// A typed client of a service. Cheap; connects with the first call; all clients of one service share connections.
@@ -204,12 +252,29 @@ impl Picom {
     /// # Errors
     /// [`Code::Aborted`](crate::Code::Aborted) when calls had to be cut. Everything is closed all the same.
     pub async fn end(&self) -> Result<(), Status> {
+        self.leave(None).await
+    }
+
+    /// [`end`](Picom::end) with a reason, such as [`Signal::to_string`](crate::Signal), for registries that tell others why an
+    /// instance has left.
+    ///
+    /// # Errors
+    /// As [`end`](Picom::end).
+    pub async fn end_with(&self, reason: &str) -> Result<(), Status> {
+        self.leave(Some(reason)).await
+    }
+
+    async fn leave(&self, reason: Option<&str>) -> Result<(), Status> {
         // Locked to the end: whoever also ends the node, and then the process, must not cut what the first one waits for.
         let mut exposed = self.inner.exposed.lock().await;
-        let Some(Exposing { server, registration }) = exposed.take() else { return Ok(()) };
-        let left = tokio::time::timeout(LEAVE_LIMIT, registration.leave()).await;
-        if let Err(error) = left.map_err(|_| "no answer".to_owned()).and_then(|left| left.map_err(|e| e.to_string())) {
-            tracing::warn!(service = %self.inner.name, error, "could not deregister; the registry will find out by itself");
+        let Some(Exposing { server, .. }) = exposed.take() else { return Ok(()) };
+        if let Some(registration) = self.inner.life.end(reason) {
+            let left = tokio::time::timeout(LEAVE_LIMIT, registration.leave()).await;
+            let left = left.map_err(|_| "no answer".to_owned()).and_then(|left| left.map_err(|e| e.to_string()));
+            if let Err(error) = left {
+                let service = &self.inner.name;
+                tracing::warn!(%service, error, "could not deregister; the registry will find out by itself");
+            }
         }
         server.drain();
         tokio::time::sleep(self.inner.options.drain_delay).await;
@@ -229,6 +294,12 @@ impl Picom {
 impl fmt::Debug for Picom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Picom").field("name", &self.inner.name).finish_non_exhaustive()
+    }
+}
+
+impl From<TransitionError> for Status {
+    fn from(error: TransitionError) -> Self {
+        Self::failed_precondition(error.to_string()).with_source(error)
     }
 }
 
@@ -259,7 +330,7 @@ pub struct Exposed {
 
 impl Exposed {
     fn new(exposing: &Exposing) -> Self {
-        Self { local: exposing.server.local_addr(), states: exposing.registration.states() }
+        Self { local: exposing.server.local_addr(), states: exposing.registered.clone() }
     }
 
     /// Where it listens; the port is the one that callers use.
