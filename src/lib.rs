@@ -357,8 +357,8 @@ mod wire;
 pub use builder::Builder;
 pub use bytes::Bytes;
 pub use client::{
-    All, Args, Arguments, Call, CallFuture, CallInfo, Channel, First, IntoBody, Items, Response, TypedClient, Unary,
-    WithInfo,
+    All, Args, Arguments, Call, CallFuture, CallInfo, Channel, First, IntoBody, Items, Pick, Response, TypedClient,
+    Unary, WithInfo,
 };
 pub use context::{Context, Peer};
 pub use metadata::{Metadata, MetadataError};
@@ -371,3 +371,4 @@ pub use signal::{Signal, shutdown_signal};
 pub use state::{MAX_REASON, NodeState, NodeStatus, TransitionError};
 pub use status::{CallError, Code, Execution, Status};
 pub use streaming::{SendError, Sender, Streaming, channel};
+pub use tokio_util::sync::CancellationToken;

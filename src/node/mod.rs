@@ -5,7 +5,7 @@
 
 mod life;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,9 +14,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::builder::Builder;
-use crate::client::{Arguments, Call, Channel, First, Identity, Items, Pool, TypedClient};
+use crate::client::{Arguments, Call, Channel, First, Identity, Items, Pick, Pool, TypedClient};
 use crate::options::Options;
-use crate::registry::{Instance, RegistrationState, Registry, RegistryError};
+use crate::registry::{Endpoints, Instance, RegistrationState, Registry, RegistryError, Snapshots, Watch};
 use crate::server::Server;
 use crate::service::Service;
 use crate::state::{NodeState, NodeStatus, TransitionError};
@@ -243,6 +243,42 @@ impl Picom {
         let pool = Arc::new(Pool::new(identity, registry));
         pools.insert(service, Arc::clone(&pool));
         Channel::new(pool)
+    }
+
+    /// The endpoint that a call of this service would use now: at once if one is known, else as soon as there is one. Nothing is
+    /// connected. It is lazy, like a call; `.timeout()` and `.token()` limit the waiting, and so does dropping it.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # async fn f(node: picom::Picom) -> Result<(), picom::Status> {
+    /// let mongo = node.pick("mongo").timeout(Duration::from_secs(10)).await?;
+    /// println!("{} is {}", mongo.addr, mongo.status);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Code::DeadlineExceeded`](crate::Code::DeadlineExceeded) when there was none in time, with the registry's last trouble;
+    /// the limit is the node's `pick_wait`, 5 minutes. [`Code::Cancelled`](crate::Code::Cancelled) by the token.
+    /// [`Code::InvalidArgument`](crate::Code::InvalidArgument) for an illegal name or a registry that cannot work.
+    pub fn pick(&self, service: &str) -> Pick {
+        self.channel(service).pick()
+    }
+
+    /// The snapshots of a service as they change, the newest at once. An illegal name, or a registry that cannot work, is the
+    /// problem of the only snapshot.
+    pub fn watch(&self, service: &str) -> Snapshots {
+        let watch = match check_name(service).and_then(|()| self.inner.registry.clone()) {
+            Ok(registry) => registry.watch(service),
+            Err(error) => Watch::fixed(Endpoints { problem: Some(error.to_string()), ..Endpoints::unknown() }),
+        };
+        Snapshots::from(watch)
+    }
+
+    /// Everything that the registry has told this process, by service: all services where the registry tells every node of
+    /// them, else those that are called, picked or watched here.
+    pub fn nodes(&self) -> BTreeMap<String, Arc<Endpoints>> {
+        self.inner.registry.as_ref().map(|registry| registry.known()).unwrap_or_default()
     }
 
     /// Leaves: deregisters, tells everyone connected to call elsewhere, finishes what runs, closes. Running calls finish, at

@@ -9,6 +9,7 @@ mod consul;
 mod feed;
 mod fixed;
 mod memory;
+mod snapshots;
 mod url;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 pub use consul::Consul;
 pub use fixed::Fixed;
 pub use memory::Memory;
+pub use snapshots::Snapshots;
 pub use url::from_url;
 
 use crate::state::{NodeState, NodeStatus};
