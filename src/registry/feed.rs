@@ -58,17 +58,24 @@ impl Publisher {
         self.publish(freshness, None, Some(problem));
     }
 
+    /// The same as another publisher's snapshot, with a generation of one's own.
+    pub(super) fn copy(&self, snapshot: &Endpoints) {
+        let endpoints = snapshot.endpoints.iter().map(|endpoint| (**endpoint).clone()).collect();
+        self.publish(snapshot.freshness, Some(endpoints), snapshot.problem.clone());
+    }
+
     fn publish(&self, freshness: Freshness, endpoints: Option<Vec<Endpoint>>, problem: Option<String>) {
         self.0.send_if_modified(|current| {
             let list = match endpoints {
                 Some(endpoints) => normalise(endpoints, &current.endpoints),
                 None => current.endpoints.clone(),
             };
-            let grows = list != current.endpoints || current.freshness == Freshness::Never;
+            let answers = current.freshness == Freshness::Never && freshness != Freshness::Never;
+            let grows = answers || list != current.endpoints;
             if !grows && current.freshness == freshness && current.problem == problem {
                 return false;
             }
-            let generation = current.generation + u64::from(grows && freshness != Freshness::Never);
+            let generation = current.generation + u64::from(grows);
             *current = Arc::new(Endpoints { generation, freshness, endpoints: list, problem });
             true
         });

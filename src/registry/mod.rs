@@ -4,11 +4,14 @@
 //! or the server. Look next at `memory.rs`, `fixed.rs` and `consul/` for the systems themselves, at `feed.rs` for how
 //! many watches share one task, and at `url.rs` for choosing a registry by URL.
 
+mod cached;
+mod combine;
 #[cfg(feature = "consul")]
 mod consul;
 mod feed;
 mod fixed;
 mod memory;
+mod merge;
 mod snapshots;
 mod url;
 
@@ -22,6 +25,8 @@ use futures::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+pub use cached::Cached;
+pub use combine::Combine;
 #[cfg(feature = "consul")]
 pub use consul::Consul;
 pub use fixed::Fixed;
@@ -62,6 +67,30 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// Every service that it knows of now, by name, as far as this process was told: all of them where every node is told
     /// everything, those that are watched elsewhere.
     fn known(&self) -> BTreeMap<String, Arc<Endpoints>>;
+}
+
+/// A shared registry is a registry.
+#[async_trait]
+impl<R: Registry + ?Sized> Registry for Arc<R> {
+    fn describe(&self) -> String {
+        (**self).describe()
+    }
+
+    fn validate(&self) -> Result<(), RegistryError> {
+        (**self).validate()
+    }
+
+    async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {
+        (**self).register(instance).await
+    }
+
+    fn watch(&self, service: &str) -> Watch {
+        (**self).watch(service)
+    }
+
+    fn known(&self) -> BTreeMap<String, Arc<Endpoints>> {
+        (**self).known()
+    }
 }
 
 /// Why a registry refuses for good.
