@@ -326,7 +326,8 @@
 //! | feature | default | what it adds |
 //! | --- | --- | --- |
 //! | `macros` | yes | [`#[picom::service]`](macro@service) |
-//! | `consul` | yes | [`registry::Consul`], with an HTTP client and TLS for it |
+//! | `consul` | yes | [`registry::Consul`], with the feature `http` |
+//! | `http` | yes | [`Sentinel::http`], with an HTTP client and TLS |
 //!
 //! No feature changes how calls behave. picom needs Rust 1.85 and a tokio runtime.
 
@@ -345,6 +346,7 @@ mod pack;
 pub mod private;
 mod proto;
 pub mod registry;
+mod sentinel;
 mod server;
 mod service;
 mod signal;
@@ -366,6 +368,7 @@ pub use methods::{Item, Methods};
 pub use node::{Exposed, Picom};
 #[cfg(feature = "macros")]
 pub use picom_macros::service;
+pub use sentinel::Sentinel;
 pub use service::{Failure, Fault, HandlerFuture, Service};
 pub use signal::{Signal, shutdown_signal};
 pub use state::{MAX_REASON, NodeState, NodeStatus, TransitionError};

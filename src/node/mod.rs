@@ -4,6 +4,7 @@
 //! its state, at [`crate::server`] for what is exposed and at [`crate::client`] for what is called.
 
 mod life;
+mod standing;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::builder::Builder;
 use crate::client::{Arguments, Call, Channel, First, Identity, Items, Pick, Pool, TypedClient};
@@ -46,15 +48,21 @@ struct Inner {
     registry: Result<Arc<dyn Registry>, RegistryError>,
     pools: Mutex<HashMap<Arc<str>, Arc<Pool>>>,
     life: Arc<Life>,
-    exposed: tokio::sync::Mutex<Option<Exposing>>,
+    part: tokio::sync::Mutex<Option<Part>>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if self.exposed.get_mut().is_some() {
+        if self.part.get_mut().is_some() {
             tracing::warn!(service = %self.name, "the node was dropped without `end()`; what it exposed is gone");
         }
     }
+}
+
+/// What others find under the node's name.
+enum Part {
+    Exposing(Exposing),
+    Standing(AbortOnDropHandle<()>),
 }
 
 struct Exposing {
@@ -89,7 +97,7 @@ impl Picom {
             registry,
             pools: Mutex::default(),
             life: Arc::new(Life::new()),
-            exposed: tokio::sync::Mutex::new(None),
+            part: tokio::sync::Mutex::new(None),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -118,10 +126,19 @@ impl Picom {
     pub async fn expose<S: Service>(&self, service: S) -> Result<Exposed, Status> {
         let registry = self.registry()?;
         let service: Arc<dyn Service> = Arc::new(service);
-        let mut exposed = self.inner.exposed.lock().await;
-        if let Some(exposing) = &*exposed {
-            exposing.server.add(&service)?;
-            return Ok(Exposed::new(exposing));
+        let mut part = self.inner.part.lock().await;
+        match &*part {
+            Some(Part::Exposing(exposing)) => {
+                exposing.server.add(&service)?;
+                return Ok(Exposed::new(exposing));
+            }
+            Some(Part::Standing(_)) => {
+                return Err(Status::failed_precondition(format!(
+                    "node `{}` stands for a dependency; expose with another node",
+                    self.inner.name
+                )));
+            }
+            None => {}
         }
         let Inner { name, options, incarnation, .. } = &*self.inner;
         let asked = SocketAddr::new(options.bind, options.port);
@@ -130,15 +147,29 @@ impl Picom {
         })?;
         server.add(&service)?;
         let first = if options.started { NodeState::Running } else { NodeState::Up };
+        let local = server.local_addr();
+        let registered = self.register(&registry, first, |status| self.instance(local, status)).await?;
+        let exposing = Exposing { server, registered };
+        let exposed = Exposed::new(&exposing);
+        *part = Some(Part::Exposing(exposing));
+        Ok(exposed)
+    }
+
+    /// Comes up and registers. When this fails or is dropped, the node is down again.
+    async fn register(
+        &self,
+        registry: &Arc<dyn Registry>,
+        first: NodeState,
+        instance: impl FnOnce(NodeStatus) -> Instance,
+    ) -> Result<watch::Receiver<RegistrationState>, Status> {
         let (status, birth) = self.inner.life.begin(first);
-        let registration =
-            registry.register(self.instance(server.local_addr(), status.clone())).await.map_err(refused)?;
+        let registration = registry.register(instance(status.clone())).await.map_err(refused)?;
         if let RegistrationState::Retrying(reason) | RegistrationState::Denied(reason) = registration.state() {
-            tracing::warn!(service = %name, "not registered yet, and tried again: {reason}");
+            tracing::warn!(service = %self.inner.name, "not registered yet, and tried again: {reason}");
         }
-        let exposing = exposed.insert(Exposing { server, registered: registration.states() });
+        let states = registration.states();
         birth.complete(registration, &status);
-        Ok(Exposed::new(exposing))
+        Ok(states)
     }
 
     fn instance(&self, local: SocketAddr, status: NodeStatus) -> Instance {
@@ -302,8 +333,15 @@ impl Picom {
 
     async fn leave(&self, reason: Option<&str>) -> Result<(), Status> {
         // Locked to the end: whoever also ends the node, and then the process, must not cut what the first one waits for.
-        let mut exposed = self.inner.exposed.lock().await;
-        let Some(Exposing { server, .. }) = exposed.take() else { return Ok(()) };
+        let mut part = self.inner.part.lock().await;
+        let server = match part.take() {
+            None => return Ok(()),
+            Some(Part::Exposing(Exposing { server, .. })) => Some(server),
+            Some(Part::Standing(watching)) => {
+                watching.abort();
+                None
+            }
+        };
         if let Some(registration) = self.inner.life.end(reason) {
             let left = tokio::time::timeout(LEAVE_LIMIT, registration.leave()).await;
             let left = left.map_err(|_| "no answer".to_owned()).and_then(|left| left.map_err(|e| e.to_string()));
@@ -312,6 +350,7 @@ impl Picom {
                 tracing::warn!(%service, error, "could not deregister; the registry will find out by itself");
             }
         }
+        let Some(server) = server else { return Ok(()) };
         server.drain();
         tokio::time::sleep(self.inner.options.drain_delay).await;
         let cut = server.finish().await.cut_calls;
