@@ -87,6 +87,7 @@ fn union(lists: &[Arc<Endpoints>]) -> Vec<Arc<Endpoint>> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::slice::from_ref;
     use std::time::Duration;
 
     use tokio::time::Instant;
@@ -118,7 +119,7 @@ mod tests {
         let stopped = Endpoint { status: NodeStatus::now(NodeState::Stopped, None), ..at(1, Tier::Healthy) };
         let after = list(Freshness::Never, &[], Some("not of interest"));
         let merged =
-            merge(Rule::First, &[dead.clone(), live(&[stopped.clone()]), live(&[at(2, Tier::Doubtful)]), after]);
+            merge(Rule::First, &[dead.clone(), live(from_ref(&stopped)), live(&[at(2, Tier::Doubtful)]), after]);
         assert_eq!((ports(&merged), merged.freshness), (vec![2], Freshness::Live));
         assert_eq!(merged.problem.as_deref(), Some("no answer"));
         let none = merge(Rule::First, &[dead, live(&[stopped])]);
@@ -134,8 +135,8 @@ mod tests {
             ..at(1, Tier::Unhealthy)
         };
         for lists in [
-            [live(&[at(1, Tier::Healthy)]), live(&[told.clone()])],
-            [live(&[told.clone()]), live(&[at(1, Tier::Healthy)])],
+            [live(&[at(1, Tier::Healthy)]), live(from_ref(&told))],
+            [live(from_ref(&told)), live(&[at(1, Tier::Healthy)])],
         ] {
             let merged = merge(Rule::Union, &lists);
             assert_eq!(merged.endpoints.len(), 1);

@@ -30,8 +30,8 @@ pub(super) fn address(url: &str) -> Result<String, String> {
 }
 
 /// Asks at this address and no other, whatever the name in the URL leads to by then.
-pub(super) fn check(url: String, addr: SocketAddr) -> Result<Check, String> {
-    let url = parse(&url)?;
+pub(super) fn check(url: &str, addr: SocketAddr) -> Result<Check, String> {
+    let url = parse(url)?;
     let wrong = |error: &dyn std::fmt::Display| format!("sentinel: no HTTP client: {error}");
     let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()

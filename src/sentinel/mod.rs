@@ -124,7 +124,7 @@ impl Sentinel {
                 )
             }),
             #[cfg(feature = "http")]
-            Way::Http(url) => http::check(url, addr).map_err(Problem::Settings)?,
+            Way::Http(url) => http::check(&url, addr).map_err(Problem::Settings)?,
         };
         let judge = Judge { failures: self.failures, successes: self.successes, well: None, last: None, run: 0 };
         Ok(Look { addr, check, interval: self.interval, timeout: self.timeout, judge })
