@@ -48,6 +48,14 @@ impl fmt::Display for Signal {
 
 /// Waits for SIGTERM or SIGINT. Cancel safe, but once it was called these signals no longer end the process by themselves.
 ///
+/// ```no_run
+/// # async fn f(node: picom::Picom) -> Result<(), Box<dyn std::error::Error>> {
+/// let signal = picom::shutdown_signal().await?;
+/// node.end_with(&signal.to_string()).await?; // others may hear why it has left: "SIGTERM (15)"
+/// std::process::exit(signal.code().into());
+/// # }
+/// ```
+///
 /// # Errors
 /// When the process may not listen to signals.
 pub async fn shutdown_signal() -> io::Result<Signal> {

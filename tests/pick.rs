@@ -38,6 +38,18 @@ async fn what_is_known_is_picked_at_once_and_each_in_turn() {
 }
 
 #[tokio::test]
+async fn what_is_picked_says_what_it_says_now() {
+    let registry = Memory::new();
+    let registration = registry.register(instance("mongo", "one", 4000)).await.unwrap();
+    let node = node(&registry);
+    for state in [NodeState::Running, NodeState::Doing, NodeState::Running] {
+        let status = picom::NodeStatus::now(state, Some("a test"));
+        registration.set_status(status.clone());
+        assert_eq!(node.pick("mongo").await.unwrap().status, status);
+    }
+}
+
+#[tokio::test]
 async fn a_pick_waits_for_an_instance_that_runs() {
     let registry = Memory::new();
     let node = node(&registry);

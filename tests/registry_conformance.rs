@@ -192,6 +192,24 @@ async fn equal_news_wakes_nobody(kit: impl Kit) {
     assert!(again.is_err(), "{again:?} is no news");
 }
 
+async fn a_runtime_that_ends_takes_nothing_from_another(kit: impl Kit) {
+    let (registry, elsewhere) = (kit.view().await, kit.view().await);
+    let _one = registered(&elsewhere, instance("service1", "one", 4000)).await;
+    let first = Arc::clone(&registry);
+    let looked = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut watch = first.watch("service1");
+            until(&mut watch, "the instance", |e| ids(e) == ["one"]).await;
+        });
+    });
+    tokio::task::spawn_blocking(|| looked.join().unwrap()).await.unwrap();
+    let mut watch = registry.watch("service1");
+    until(&mut watch, "the instance", |e| ids(e) == ["one"]).await;
+    let _two = registered(&elsewhere, instance("service1", "two", 4001)).await;
+    until(&mut watch, "another instance", |e| ids(e) == ["one", "two"]).await;
+}
+
 async fn names_that_no_registry_could_hold_are_refused(kit: impl Kit) {
     let registry = kit.view().await;
     let long = "x".repeat(129);
@@ -342,6 +360,7 @@ macro_rules! conforms {
             changes_of_state_are_seen_elsewhere_and_decide_who_is_used,
             of_two_that_change_states_at_once_the_last_word_counts,
             watches_of_one_service_are_shared,
+            a_runtime_that_ends_takes_nothing_from_another,
             two_instances_are_both_seen_and_leave_alone,
             the_same_id_again_replaces_what_was_there,
             everything_known_is_listed_by_service,

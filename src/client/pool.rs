@@ -129,7 +129,7 @@ impl Pool {
 
     /// The endpoint that a call would use; waits for one until then. Does not connect. Inside is why there is none.
     pub(super) async fn pick_endpoint(&self, until: Instant) -> Result<Result<Arc<Endpoint>, String>, Status> {
-        self.wait(|set| self.choose(set, &[]).map(|target| Arc::clone(target.endpoint())), until).await
+        self.wait(|set| self.choose(set, &[]).map(|target| set.newest(target)), until).await
     }
 
     /// What `choose` finds, as soon as it finds anything; or why nobody is there when the time is over. Cancel safe.
@@ -228,6 +228,13 @@ impl Pool {
 }
 
 impl Set {
+    /// What the registry says of a target now; the target itself remembers what it was made from.
+    fn newest(&self, target: &Target) -> Arc<Endpoint> {
+        let endpoint = target.endpoint();
+        let same = |other: &&Arc<Endpoint>| (other.addr, other.incarnation) == (endpoint.addr, endpoint.incarnation);
+        Arc::clone(self.snapshot.endpoints.iter().find(same).unwrap_or(endpoint))
+    }
+
     /// The set for the next snapshot; targets that stay keep their connections.
     fn renewed(&self, snapshot: Arc<Endpoints>) -> Self {
         let known: HashMap<_, _> = self

@@ -19,7 +19,7 @@ impl Picom {
     /// well. The node is [up](NodeState::Up) until enough looks agree. What the program itself says of the node stands until the
     /// next change of health.
     ///
-    /// The name of the dependency's host is looked up once. Every sentinel of one address registers the same instance, so
+    /// The name of the dependency's host is looked up once, and its first address is used. Every sentinel of one address registers the same instance, so
     /// there should be one. [`Picom::end`] ends it.
     ///
     /// ```no_run
