@@ -38,8 +38,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("service1 listens on port {}: {:?}", exposed.local_addr().port(), exposed.state());
 
     let signal = picom::shutdown_signal().await?;
-    println!("{signal:?}: leaving");
-    service1.end().await?;
+    println!("{signal}: leaving");
+    service1.end_with(&signal.to_string()).await?;
     println!("service1 has left");
     Ok(())
 }

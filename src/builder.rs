@@ -75,6 +75,13 @@ impl Builder {
         self
     }
 
+    /// Whether the node runs as soon as it has exposed something, which is the default. If not, it can be found but gets no calls
+    /// until [`Picom::start`].
+    pub fn started(mut self, started: bool) -> Self {
+        self.options.started = started;
+        self
+    }
+
     fn note(&mut self, problem: String) {
         self.problem.get_or_insert(problem);
     }
@@ -101,6 +108,12 @@ impl Builder {
     /// How long a first call waits for a first instance; the default is 5 seconds.
     pub fn resolve_wait(mut self, wait: Duration) -> Self {
         self.options.resolve_wait = wait;
+        self
+    }
+
+    /// How long [`Picom::pick`] waits for an endpoint; the default is 5 minutes.
+    pub fn pick_wait(mut self, wait: Duration) -> Self {
+        self.options.pick_wait = wait;
         self
     }
 

@@ -265,7 +265,40 @@
 //! | [`registry::Memory`] | `memory://name` | tests and demonstrations, within one process |
 //!
 //! The last good list is kept when a registry is lost, and an empty answer is believed only when the registry says so for
-//! sure. [`registry::Registry`] is the trait for everything else.
+//! sure. [`registry::Registry`] is the trait for everything else. [`registry::Cached`] and [`registry::Combine`] wrap registries:
+//! the one remembers the last good list of any, the other makes one of several.
+//!
+//! # States
+//!
+//! A node says what it is ready for, and others see it in every registry that publishes: it is [up](NodeState::Up) when it can
+//! be found, [running](NodeState::Running) when it is to be called, and may be [busy](Picom::doing) or [stopped](Picom::stop)
+//! for a while. Calls go to running instances, to busy ones only where none is running, and to stopped ones never.
+//!
+//! [`Picom::pick`] waits for an endpoint without calling it, [`Picom::watch`] is the stream of all that is known of a service, and
+//! [`Picom::nodes`] is everything known. With [`Picom::stand_for`] a node lends its name to a dependency that is no node, such
+//! as a database, and starts and stops as a [`Sentinel`] finds it well or not.
+//!
+//! ```
+//! use std::time::Duration;
+//! use picom::registry::Memory;
+//! use picom::{Methods, NodeState, Picom, Status};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Status> {
+//! let registry = Memory::new();
+//! let service1 = Picom::builder("service1").registry(registry.clone()).build()?;
+//! let service2 = Picom::builder("service2").registry(registry).build()?;
+//! service1.expose(Methods::new()).await?;
+//!
+//! service1.doing("a backup")?;
+//! let picked = service2.pick("service1").timeout(Duration::from_secs(5)).await?;
+//! assert_eq!(picked.status.state, NodeState::Doing); // nobody else is running
+//!
+//! service1.stop("disk full")?;
+//! assert!(service2.pick("service1").timeout(Duration::ZERO).await.is_err());
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # Options
 //!
@@ -327,8 +360,9 @@
 //! | feature | default | what it adds |
 //! | --- | --- | --- |
 //! | `macros` | yes | [`#[picom::service]`](macro@service) |
-//! | `consul` | yes | [`registry::Consul`], with an HTTP client and TLS for it |
+//! | `consul` | yes | [`registry::Consul`], with the feature `http` |
 //! | `broadcast` | yes | [`registry::Broadcast`], with a cipher for its key |
+//! | `http` | yes | [`Sentinel::http`], with an HTTP client and TLS |
 //!
 //! No feature changes how calls behave. picom needs Rust 1.85 and a tokio runtime.
 
@@ -347,6 +381,7 @@ mod pack;
 pub mod private;
 mod proto;
 pub mod registry;
+mod sentinel;
 mod server;
 mod service;
 mod signal;
@@ -359,8 +394,8 @@ mod wire;
 pub use builder::Builder;
 pub use bytes::Bytes;
 pub use client::{
-    All, Args, Arguments, Call, CallFuture, CallInfo, Channel, First, IntoBody, Items, Response, TypedClient, Unary,
-    WithInfo,
+    All, Args, Arguments, Call, CallFuture, CallInfo, Channel, First, IntoBody, Items, Pick, Response, TypedClient,
+    Unary, WithInfo,
 };
 pub use context::{Context, Peer};
 pub use metadata::{Metadata, MetadataError};
@@ -368,8 +403,10 @@ pub use methods::{Item, Methods};
 pub use node::{Exposed, Picom};
 #[cfg(feature = "macros")]
 pub use picom_macros::service;
+pub use sentinel::Sentinel;
 pub use service::{Failure, Fault, HandlerFuture, Service};
 pub use signal::{Signal, shutdown_signal};
 pub use state::{MAX_REASON, NodeState, NodeStatus, TransitionError};
 pub use status::{CallError, Code, Execution, Status};
 pub use streaming::{SendError, Sender, Streaming, channel};
+pub use tokio_util::sync::CancellationToken;

@@ -19,6 +19,8 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 pub const STREAM_IDLE: Duration = Duration::from_secs(60);
 /// How long a first call waits for a first instance (never longer than its own deadline).
 pub const RESOLVE_WAIT: Duration = Duration::from_secs(5);
+/// How long a pick waits for an endpoint: 5 minutes, so that whole systems can be started in any order.
+pub const PICK_WAIT: Duration = Duration::from_secs(300);
 /// How long connecting and shaking hands with one endpoint may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a peer that connected may take until it has said hello.
@@ -65,10 +67,12 @@ pub(crate) struct Options {
     pub(crate) in_memory: bool,
     pub(crate) bind: IpAddr,
     pub(crate) advertise: Option<IpAddr>,
+    pub(crate) started: bool,
     pub(crate) retries: u32,
     pub(crate) deadline: Option<Duration>,
     pub(crate) stream_idle: Option<Duration>,
     pub(crate) resolve_wait: Duration,
+    pub(crate) pick_wait: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) handshake_timeout: Duration,
     pub(crate) max_message: usize,
@@ -92,10 +96,12 @@ impl Default for Options {
             in_memory: false,
             bind: IpAddr::from([0, 0, 0, 0]),
             advertise: None,
+            started: true,
             retries: RETRIES,
             deadline: Some(DEADLINE),
             stream_idle: Some(STREAM_IDLE),
             resolve_wait: RESOLVE_WAIT,
+            pick_wait: PICK_WAIT,
             connect_timeout: CONNECT_TIMEOUT,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             max_message: MAX_MESSAGE,

@@ -3,6 +3,7 @@
 //! Owns the two signals that mean it. It must never end the process: that is the program's business. Look next at
 //! [`Picom::end`](crate::Picom::end).
 
+use std::fmt;
 use std::io;
 
 /// Which signal came.
@@ -14,7 +15,46 @@ pub enum Signal {
     Terminate,
 }
 
+impl Signal {
+    /// Its number: 2 or 15.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Interrupt => 2,
+            Self::Terminate => 15,
+        }
+    }
+
+    /// Its name: `SIGINT` or `SIGTERM`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+        }
+    }
+
+    /// What a program that ends because of it exits with by convention: 128 and its number. A supervisor that asked for the
+    /// end may expect 0 instead.
+    pub const fn code(self) -> u8 {
+        128 + self.number()
+    }
+}
+
+/// Its name and number: `SIGTERM (15)`.
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name(), self.number())
+    }
+}
+
 /// Waits for SIGTERM or SIGINT. Cancel safe, but once it was called these signals no longer end the process by themselves.
+///
+/// ```no_run
+/// # async fn f(node: picom::Picom) -> Result<(), Box<dyn std::error::Error>> {
+/// let signal = picom::shutdown_signal().await?;
+/// node.end_with(&signal.to_string()).await?; // others may hear why it has left: "SIGTERM (15)"
+/// std::process::exit(signal.code().into());
+/// # }
+/// ```
 ///
 /// # Errors
 /// When the process may not listen to signals.

@@ -18,13 +18,14 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 /// The programs that this file runs; a test keeps it complete.
-const RUN: [&str; 10] = [
+const RUN: [&str; 11] = [
     "by_name",
     "context",
     "errors",
     "file_transfer",
     "graceful_restart",
     "hello",
+    "pick",
     "quickstart",
     "runtime_per_core",
     "service1",
@@ -140,6 +141,19 @@ async fn a_chain_of_calls_inherits_deadline_and_metadata() {
 }
 
 #[tokio::test]
+async fn a_pick_waits_and_every_state_is_seen() {
+    let output = succeeds(&mut example("pick")).await;
+    let begins = ["nobody", "up", "running", "picked [", "doing: a backup", "stopped: disk full"];
+    let begins =
+        begins.into_iter().chain(["deadline exceeded: ", "a node that is stopped cannot become stopped", "nobody"]);
+    for (line, begin) in output.lines().zip(begins.clone()) {
+        assert!(line.starts_with(begin), "{line:?} instead of {begin:?} in:\n{output}");
+    }
+    assert_eq!(output.lines().count(), begins.count(), "{output}");
+    says(&output, &["is stopped: disk full", "from here it can become doing, running, down"]);
+}
+
+#[tokio::test]
 async fn every_core_has_an_instance_that_answers() {
     let cores = std::thread::available_parallelism().unwrap().get();
     let line = format!("100 calls were answered by {} of {cores} instances", cores.min(100));
@@ -162,7 +176,7 @@ async fn two_devices_find_each_other_through_consul_and_the_first_leaves_when_to
 
     service1.says("add(2, 5) for service2").await;
     service1.signal("TERM");
-    service1.says("Terminate: leaving").await;
+    service1.says("SIGTERM (15): leaving").await;
     service1.says("service1 has left").await;
     let status = timeout(PATIENCE, service1.child.wait()).await.expect("service1 ends").unwrap();
     assert!(status.success(), "{status}");

@@ -79,6 +79,7 @@ fn limits_and_defaults_are_the_ones_in_the_code() {
         ("deadline", time(options::DEADLINE)),
         ("stream_idle", time(options::STREAM_IDLE)),
         ("resolve_wait", time(options::RESOLVE_WAIT)),
+        ("pick_wait", time(options::PICK_WAIT)),
         ("connect_timeout", time(options::CONNECT_TIMEOUT)),
         ("handshake_timeout", time(options::HANDSHAKE_TIMEOUT)),
         ("max_message", bytes(options::MAX_MESSAGE)),

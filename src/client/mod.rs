@@ -8,6 +8,7 @@ mod attempts;
 mod balance;
 mod body;
 pub(crate) mod call;
+mod pick;
 mod pool;
 mod response;
 mod retry;
@@ -22,6 +23,7 @@ use serde::Serialize;
 pub use args::{Args, Arguments};
 pub use body::IntoBody;
 pub use call::{Call, CallFuture, CallInfo};
+pub use pick::Pick;
 pub(crate) use pool::{Identity, Pool};
 pub use response::{All, First, Items, Response, Unary, WithInfo};
 
@@ -51,6 +53,10 @@ impl Channel {
         args: A,
     ) -> Call<A, R> {
         Call::new(Arc::clone(&self.pool), Method::Described(method), args)
+    }
+
+    pub(crate) fn pick(&self) -> Pick {
+        Pick::new(Arc::clone(&self.pool))
     }
 
     pub(crate) fn call_by_name<A: Arguments, R: Response>(&self, method: &str, args: A) -> Call<A, R> {

@@ -16,6 +16,7 @@ use super::retry::Budget;
 use super::target::Target;
 use crate::options::Options;
 use crate::registry::{Endpoint, Endpoints, Freshness, Registry, RegistryError, Watch};
+use crate::state::NodeState;
 use crate::status::{Execution, Status};
 use crate::transport::link::Link;
 
@@ -121,20 +122,33 @@ impl Pool {
         if let Some(target) = self.look(choose) {
             return Ok(target);
         }
+        let patience = at(self.look(|set| set.empty_since).max(self.watched().1), self.identity.options.resolve_wait);
+        let until = deadline.map_or(patience, |deadline| deadline.min(patience));
+        self.wait(choose, until).await?.map_err(|why| Status::unavailable(why).with_execution(Execution::Never))
+    }
+
+    /// The endpoint that a call would use; waits for one until then. Does not connect. Inside is why there is none.
+    pub(super) async fn pick_endpoint(&self, until: Instant) -> Result<Result<Arc<Endpoint>, String>, Status> {
+        self.wait(|set| self.choose(set, &[]).map(|target| set.newest(target)), until).await
+    }
+
+    /// What `choose` finds, as soon as it finds anything; or why nobody is there when the time is over. Cancel safe.
+    async fn wait<T>(&self, choose: impl Fn(&Set) -> Option<T>, until: Instant) -> Result<Result<T, String>, Status> {
         if let Err(error) = &self.registry {
             return Err(Status::invalid_argument(error.to_string()).with_execution(Execution::Never));
         }
+        if let Some(found) = self.look(&choose) {
+            return Ok(Ok(found));
+        }
         let mut watch = self.watch().clone();
         watch.refresh();
-        let patience = at(self.look(|set| set.empty_since).max(self.watched().1), self.identity.options.resolve_wait);
-        let until = deadline.map_or(patience, |deadline| deadline.min(patience));
         loop {
             let changed = tokio::time::timeout_at(until, watch.changed()).await;
-            if let Some(target) = self.look(choose) {
-                return Ok(target);
+            if let Some(found) = self.look(&choose) {
+                return Ok(Ok(found));
             }
             if changed.is_err() {
-                return Err(self.look(|set| self.nobody(set)));
+                return Ok(Err(self.look(|set| self.nobody(set))));
             }
         }
     }
@@ -184,30 +198,43 @@ impl Pool {
     }
 
     /// Why there is nobody to call.
-    fn nobody(&self, set: &Set) -> Status {
+    fn nobody(&self, set: &Set) -> String {
         let Endpoints { freshness, endpoints, problem, .. } = &*set.snapshot;
         let (service, registry) = (
             &self.identity.service,
             self.registry.as_ref().map_or_else(ToString::to_string, |registry| registry.describe()),
         );
-        let text = match (freshness, endpoints.len(), problem) {
+        match (freshness, endpoints.len(), problem) {
             (Freshness::Never, _, Some(problem)) => format!("registry unreachable: {problem}"),
             (Freshness::Never, _, None) => format!("registry unreachable: {registry} has not answered"),
             (_, 0, None) => format!("unknown service: {registry} knows no instance of `{service}`"),
             (_, 0, Some(problem)) => {
                 format!("unknown service: {registry} knew no instance of `{service}`, and now: {problem}")
             }
-            (_, unhealthy, _) => {
-                format!(
-                    "no healthy instance: {registry} knows {unhealthy} of `{service}`, none of which passes its check"
-                )
+            (_, known, _) => {
+                let calm =
+                    |endpoint: &&Arc<Endpoint>| !matches!(endpoint.status.state, NodeState::Running | NodeState::Doing);
+                match endpoints.iter().find(calm).map(|endpoint| &**endpoint) {
+                    Some(Endpoint { addr, status, .. }) => format!(
+                        "no running instance: {registry} knows {known} of `{service}`, of which {addr} is {status}"
+                    ),
+                    None => format!(
+                        "no healthy instance: {registry} knows {known} of `{service}`, none of which passes its check"
+                    ),
+                }
             }
-        };
-        Status::unavailable(text).with_execution(Execution::Never)
+        }
     }
 }
 
 impl Set {
+    /// What the registry says of a target now; the target itself remembers what it was made from.
+    fn newest(&self, target: &Target) -> Arc<Endpoint> {
+        let endpoint = target.endpoint();
+        let same = |other: &&Arc<Endpoint>| (other.addr, other.incarnation) == (endpoint.addr, endpoint.incarnation);
+        Arc::clone(self.snapshot.endpoints.iter().find(same).unwrap_or(endpoint))
+    }
+
     /// The set for the next snapshot; targets that stay keep their connections.
     fn renewed(&self, snapshot: Arc<Endpoints>) -> Self {
         let known: HashMap<_, _> = self

@@ -83,17 +83,23 @@ impl Publisher {
         self.0.receiver_count() > 0
     }
 
+    /// The same as another publisher's snapshot, with a generation of one's own.
+    pub(super) fn copy(&self, snapshot: &Endpoints) {
+        self.publish(snapshot.freshness, Some(snapshot.endpoints.clone()), snapshot.problem.clone());
+    }
+
     fn publish(&self, freshness: Freshness, endpoints: Option<Vec<Arc<Endpoint>>>, problem: Option<String>) {
         self.0.send_if_modified(|current| {
             let list = match endpoints {
                 Some(endpoints) => normalise(endpoints, &current.endpoints),
                 None => current.endpoints.clone(),
             };
-            let grows = list != current.endpoints || current.freshness == Freshness::Never;
+            let answers = current.freshness == Freshness::Never && freshness != Freshness::Never;
+            let grows = answers || list != current.endpoints;
             if !grows && current.freshness == freshness && current.problem == problem {
                 return false;
             }
-            let generation = current.generation + u64::from(grows && freshness != Freshness::Never);
+            let generation = current.generation + u64::from(grows);
             *current = Arc::new(Endpoints { generation, freshness, endpoints: list, problem });
             true
         });

@@ -6,11 +6,15 @@
 
 #[cfg(feature = "broadcast")]
 pub mod broadcast;
+mod cached;
+mod combine;
 #[cfg(feature = "consul")]
 mod consul;
 mod feed;
 mod fixed;
 mod memory;
+mod merge;
+mod snapshots;
 mod url;
 
 use std::collections::BTreeMap;
@@ -25,10 +29,13 @@ use tokio::time::Instant;
 
 #[cfg(feature = "broadcast")]
 pub use broadcast::Broadcast;
+pub use cached::Cached;
+pub use combine::Combine;
 #[cfg(feature = "consul")]
 pub use consul::Consul;
 pub use fixed::Fixed;
 pub use memory::Memory;
+pub use snapshots::Snapshots;
 pub use url::from_url;
 
 use crate::state::{NodeState, NodeStatus};
@@ -64,6 +71,30 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// Every service that it knows of now, by name, as far as this process was told: all of them where every node is told
     /// everything, those that are watched elsewhere.
     fn known(&self) -> BTreeMap<String, Arc<Endpoints>>;
+}
+
+/// A shared registry is a registry.
+#[async_trait]
+impl<R: Registry + ?Sized> Registry for Arc<R> {
+    fn describe(&self) -> String {
+        (**self).describe()
+    }
+
+    fn validate(&self) -> Result<(), RegistryError> {
+        (**self).validate()
+    }
+
+    async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {
+        (**self).register(instance).await
+    }
+
+    fn watch(&self, service: &str) -> Watch {
+        (**self).watch(service)
+    }
+
+    fn known(&self) -> BTreeMap<String, Arc<Endpoints>> {
+        (**self).known()
+    }
 }
 
 /// Why a registry refuses for good.
@@ -345,7 +376,8 @@ impl Registration {
         self
     }
 
-    /// Tells others what the instance is ready for now. Does not wait until they know.
+    /// Tells others what the instance is ready for now. Does not wait until they know. [`NodeState::Down`] says why the instance
+    /// is taken back, which follows at once; a registry that cannot tell anybody ignores it.
     pub fn set_status(&self, status: NodeStatus) {
         if let Some(set) = &self.status {
             set(status);

@@ -36,9 +36,9 @@ impl Request {
         self.path.starts_with("/v1/health/service/")
     }
 
-    /// The last name in the path of a call that changes something: `register`, `pass` or `deregister`.
+    /// The last name in the path of a call that changes something: `register`, `pass`, `fail` or `deregister`.
     pub(crate) fn verb(&self) -> &'static str {
-        ["/agent/service/register", "/agent/check/pass/", "/agent/service/deregister/"]
+        ["/agent/service/register", "/agent/check/pass/", "/agent/check/fail/", "/agent/service/deregister/"]
             .into_iter()
             .find(|part| self.path.contains(part))
             .map_or("", |part| part.trim_end_matches('/').rsplit('/').next().unwrap_or(""))

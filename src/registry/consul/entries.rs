@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::note;
 use crate::registry::{Endpoint, Tier};
 use crate::state::{NodeState, NodeStatus};
 
@@ -69,6 +70,24 @@ struct Check {
     status: String,
     #[serde(rename = "ServiceID", default)]
     service_id: String,
+    #[serde(default)]
+    notes: String,
+}
+
+impl Check {
+    /// Whether it is the one with which the instance shows that it lives.
+    fn is_own(&self, id: &str) -> bool {
+        self.service_id == id && self.check_id.strip_prefix(OWN_CHECK) == Some(id)
+    }
+}
+
+/// Before an instance's id, this is the id of its own check. It is what Consul would call it by itself; but it would number
+/// it as soon as there is another check.
+const OWN_CHECK: &str = "service:";
+
+/// The id of an instance's own check.
+pub(super) fn own_check(id: &str) -> String {
+    format!("{OWN_CHECK}{id}")
 }
 
 /// What an answer amounts to.
@@ -98,16 +117,25 @@ pub(super) fn parse(entries: Vec<Value>) -> Parsed {
     Parsed { endpoints: newest.into_values().map(|(_, endpoint)| endpoint).collect(), rejected }
 }
 
-/// Whether the list holds the instance `id`, with no check of its own that fails, and not as another process left it: one
-/// that crashed may have had the same id.
-pub(super) fn shows_passing(entries: &[Value], id: &str, incarnation: u64) -> bool {
+/// Whether the list holds the instance `id` as it says of itself now, with no other check of its own that fails, and not as
+/// another process left it: one that crashed may have had the same id.
+pub(super) fn shows_as(entries: &[Value], id: &str, incarnation: u64, status: &NodeStatus) -> bool {
+    let wanted = if note::passes(status.state) { "passing" } else { "critical" };
+    let fits = |check: &Check| {
+        if check.is_own(id) {
+            // An agent that does not list notes has none to be wrong.
+            let said = note::read(&check.notes);
+            check.status == wanted && said.is_none_or(|said| said == *status)
+        } else {
+            check.service_id.is_empty() || check.status == "passing"
+        }
+    };
     let ours = |entry: &&Value| {
         let meta = entry["Service"]["Meta"][INCARNATION].as_str();
         meta.is_none_or(|hex| u64::from_str_radix(hex, 16) == Ok(incarnation))
     };
     entries.iter().find(|entry| entry["Service"]["ID"] == id).filter(ours).is_some()
-        && find(entries, id)
-            .is_some_and(|checks| checks.iter().all(|c| c.service_id.is_empty() || c.status == "passing"))
+        && find(entries, id).is_some_and(|checks| checks.iter().all(fits))
 }
 
 /// Whether the list holds the instance `id` at all.
@@ -137,16 +165,19 @@ fn read(entry: Value) -> Result<(u64, Endpoint), String> {
     let incarnation = meta.remove(INCARNATION).and_then(|hex| u64::from_str_radix(&hex, 16).ok());
     let zone = meta.remove(ZONE).filter(|zone| !zone.is_empty());
     let weight = weights.map_or(1, |weights| u16::try_from(weights.passing.clamp(1, i64::from(u16::MAX))).unwrap_or(1));
+    let checks = entry.checks.unwrap_or_default();
+    let status = checks.iter().find(|check| check.is_own(&id)).and_then(|check| note::read(&check.notes));
+    let status = status.unwrap_or(NodeStatus::only(NodeState::Running));
     let endpoint = Endpoint {
         addr: SocketAddr::new(ip, port),
         incarnation,
+        tier: tier(&checks, &id, status.state),
         id,
-        tier: tier(&entry.checks.unwrap_or_default()),
         weight,
         zone,
         tags: tags.unwrap_or_default(),
         meta,
-        status: NodeStatus::only(NodeState::Running),
+        status,
     };
     Ok((modify_index, endpoint))
 }
@@ -170,9 +201,11 @@ fn usable_ip(text: &str) -> Result<IpAddr, &'static str> {
     }
 }
 
-fn tier(checks: &[Check]) -> Tier {
+fn tier(checks: &[Check], id: &str, state: NodeState) -> Tier {
     let grade = |check: &Check| match check.status.as_str() {
         "passing" => Tier::Healthy,
+        // It fails on purpose, and the state says why nobody is to call it.
+        "critical" if !note::passes(state) && check.is_own(id) => Tier::Healthy,
         // The machine's agent may be the only thing that died; but somebody who puts the whole machine into
         // maintenance means it.
         "critical" if check.service_id.is_empty() && check.check_id != "_node_maintenance" => Tier::Doubtful,

@@ -77,6 +77,27 @@ fn tiers_follow_the_checks() {
 }
 
 #[test]
+fn a_state_is_believed_only_from_the_instances_own_check_and_only_as_picom_writes_it() {
+    let of = |id: &str, status: &str, notes: &str| {
+        let check = json!({"CheckID": id, "Status": status, "ServiceID": "a", "Notes": notes});
+        let entry = json!({"Service": {"ID": "a", "Address": "10.0.0.1", "Port": 1}, "Checks": [check]});
+        let endpoint = parse(vec![entry]).endpoints.remove(0);
+        (endpoint.tier, endpoint.status.to_string())
+    };
+    assert_eq!(of("service:a", "passing", "picom running @5"), (Tier::Healthy, "running".to_owned()));
+    assert_eq!(of("service:a", "passing", "picom doing: backup"), (Tier::Healthy, "doing: backup".to_owned()));
+    assert_eq!(of("service:a", "critical", "picom stopped: deploy"), (Tier::Healthy, "stopped: deploy".to_owned()));
+    assert_eq!(of("service:a", "critical", "picom up"), (Tier::Healthy, "up".to_owned()));
+    // It is about to be told to stop, or about to be told to start.
+    assert_eq!(of("service:a", "passing", "picom stopped"), (Tier::Healthy, "stopped".to_owned()));
+    assert_eq!(of("service:a", "critical", "picom running"), (Tier::Unhealthy, "running".to_owned()));
+    for (id, notes) in [("service:a", "stopped"), ("service:a", "picom stopped: \u{7}"), ("other", "picom stopped")] {
+        assert_eq!(of(id, "passing", notes), (Tier::Healthy, "running".to_owned()), "{id} {notes:?}");
+        assert_eq!(of(id, "critical", notes), (Tier::Unhealthy, "running".to_owned()), "{id} {notes:?}");
+    }
+}
+
+#[test]
 fn what_the_instance_said_of_itself_comes_back() {
     let entry = json!({"Service": {
         "ID": "a", "Address": "::1", "Port": 1, "Tags": ["blue"], "Weights": {"Passing": 7, "Warning": 1},
@@ -104,6 +125,7 @@ fn json_value() -> impl Strategy<Value = Value> {
         any::<i64>().prop_map(Value::from),
         "[ -~\n]{0,20}".prop_map(Value::from),
         Just(Value::from("10.0.0.1")),
+        Just(Value::from("picom stopped @1: why")),
     ];
     let key = prop_oneof![
         Just("Service"),
@@ -117,6 +139,9 @@ fn json_value() -> impl Strategy<Value = Value> {
         Just("Passing"),
         Just("Status"),
         Just("Tags"),
+        Just("CheckID"),
+        Just("ServiceID"),
+        Just("Notes"),
     ];
     leaf.prop_recursive(4, 64, 8, move |inner| {
         prop_oneof![

@@ -113,9 +113,10 @@ impl Api {
         self.put("/v1/agent/service/register", Some(body), timeout).await
     }
 
-    /// Says that an instance lives.
-    pub(super) async fn pass(&self, check_id: &str, timeout: Duration) -> Result<(), Trouble> {
-        self.put(&format!("/v1/agent/check/pass/{}", escape(check_id)), None, timeout).await
+    /// Says that an instance lives, and whether it is to be called.
+    pub(super) async fn beat(&self, check_id: &str, passes: bool, timeout: Duration) -> Result<(), Trouble> {
+        let verb = if passes { "pass" } else { "fail" };
+        self.put(&format!("/v1/agent/check/{verb}/{}", escape(check_id)), None, timeout).await
     }
 
     /// Takes an instance back; an unknown one counts as taken back.

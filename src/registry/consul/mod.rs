@@ -6,6 +6,7 @@
 
 mod entries;
 mod http;
+mod note;
 mod pace;
 mod register;
 mod settings;

@@ -1,6 +1,6 @@
 //! Keeps one instance registered.
 //!
-//! Owns one task per registration: register, pass, see it listed, beat, register again whatever happened, take back.
+//! Owns one task per registration: register, beat, see it listed, beat, register again whatever happened, take back.
 //! Its steps follow each other in one task, so that no beat can be under way when the instance is taken back. It runs
 //! on the runtime that serves calls: when that one hangs, the beats must stop. Look next at `http.rs` for the calls.
 
@@ -14,14 +14,21 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Group;
-use super::entries::{self, INCARNATION, ZONE};
+use super::entries::{self, INCARNATION, ZONE, own_check};
 use super::http::{CALL_TIMEOUT, Read};
+use super::note;
 use super::pace::{Backoff, LogGate, about, up_to};
 use super::trouble::{Kind, Trouble};
 use crate::registry::{Instance, Registration, RegistrationState, RegistryError};
+use crate::state::{NodeState, NodeStatus};
 
 /// How often the instance is registered again although nothing seems wrong.
 const REREGISTER: Duration = Duration::from_secs(60);
+
+/// The same for one that is not to be called, which is also how often it beats at least. Its check is critical, and Consul
+/// removes what has been critical for `deregister_after`, of which the least is a minute; to be registered anew starts that time
+/// anew.
+const REREGISTER_CRITICAL: Duration = Duration::from_secs(20);
 
 /// How long `register` waits for the outcome of the first attempt.
 const FIRST_OUTCOME: Duration = Duration::from_secs(5);
@@ -50,14 +57,17 @@ pub(super) async fn start(group: Arc<Group>, instance: &Instance) -> Result<Regi
     }
     let waiting = format!("{} has not answered yet", group.api.describe());
     let (state, states) = watch::channel(RegistrationState::Retrying(waiting));
+    let (status, statuses) = watch::channel(instance.status.clone());
     let (first, outcome) = oneshot::channel();
     let stop = CancellationToken::new();
     let registrar = Registrar {
         service: instance.service.clone(),
         id: instance.id.clone(),
         incarnation: instance.incarnation,
-        check_id: check_id(&instance.id),
+        check_id: own_check(&instance.id),
         body,
+        status: instance.status.clone(),
+        statuses,
         ttl,
         state,
         first: Some(first),
@@ -80,15 +90,16 @@ pub(super) async fn start(group: Arc<Group>, instance: &Instance) -> Result<Regi
             task.await.unwrap_or_else(|error| Err(RegistryError::Unreachable(format!("not taken back: {error}"))))
         })
     });
+    let registration = registration.with_status(move |new| {
+        // One that goes down is taken back right away, and Consul has no place for what it said last.
+        if new.state != NodeState::Down {
+            status.send_replace(new);
+        }
+    });
     match timeout(FIRST_OUTCOME, outcome).await {
         Ok(Ok(Err(refusal))) => Err(refusal),
         _ => Ok(registration),
     }
-}
-
-fn check_id(id: &str) -> String {
-    // What Consul would call it by itself; but it would number it as soon as there is another check.
-    format!("service:{id}")
 }
 
 /// What Consul is told of the instance. Consul refuses fields that it does not know.
@@ -121,10 +132,9 @@ fn body(group: &Group, instance: &Instance) -> Result<Value, RegistryError> {
         "Meta": meta,
         "Weights": { "Passing": instance.weight, "Warning": 1 },
         "Check": {
-            "CheckID": check_id(&instance.id),
+            "CheckID": own_check(&instance.id),
             "Name": format!("{} lives", instance.service),
             "TTL": milliseconds(settings.ttl),
-            "Status": "passing",
             "DeregisterCriticalServiceAfter": milliseconds(settings.deregister_after()),
         },
     }))
@@ -136,7 +146,11 @@ struct Registrar {
     id: String,
     incarnation: u64,
     check_id: String,
+    /// Everything but its status.
     body: Value,
+    /// What it says of itself.
+    status: NodeStatus,
+    statuses: watch::Receiver<NodeStatus>,
     ttl: Duration,
     state: watch::Sender<RegistrationState>,
     /// Told once, when the first attempt has an outcome.
@@ -168,6 +182,12 @@ impl Registrar {
                 () = stop.cancelled() => break,
                 () = sleep_until(look_at.unwrap_or(self.due)) => {}
                 _ = tokens.changed(), if self.denied => {}
+                Ok(()) = self.statuses.changed() => {
+                    // Registered anew, because the notes of a check are part of its definition; and seen listed again.
+                    self.lost();
+                    self.due = Instant::now();
+                    continue;
+                }
             }
             self.denied = false;
             let step = if look_at.is_some() { self.look().await } else { self.beat().await };
@@ -186,16 +206,20 @@ impl Registrar {
 
     /// A sign of life, with a registration before or after it if one is due.
     async fn beat(&mut self) -> Result<(), Trouble> {
+        if self.unknown {
+            self.status = self.statuses.borrow_and_update().clone();
+        }
+        let passes = note::passes(self.status.state);
         let api = &self.group.api;
         let quick = (self.ttl / 6).min(CALL_TIMEOUT);
         let patient = (self.ttl / 3).clamp(Duration::from_millis(500), CALL_TIMEOUT);
-        let told = if self.unknown { api.register(&self.body, patient).await } else { Ok(()) };
+        let told = if self.unknown { api.register(&self.body(), patient).await } else { Ok(()) };
         if matches!(&told, Err(trouble) if matches!(trouble.kind, Kind::Denied | Kind::Refused)) {
             return told;
         }
         // Without a leader an agent takes the instance but answers only after 7 s. The beats must go on meanwhile: an
         // instance that turns critical now is what everybody sees when there is a leader again.
-        if let Err(trouble) = api.pass(&self.check_id, quick).await {
+        if let Err(trouble) = api.beat(&self.check_id, passes, quick).await {
             return Err(told.err().unwrap_or(trouble));
         }
         let now = Instant::now();
@@ -203,16 +227,27 @@ impl Registrar {
             self.unknown = false;
             self.look_at = Some(now);
             self.looks = 0;
-            self.reregister_at = next_reregister();
+            self.reregister_at = next_reregister(passes);
         }
-        self.due = now + about(self.ttl / 3);
+        let pause = if passes { self.ttl / 3 } else { (self.ttl / 3).min(REREGISTER_CRITICAL) };
+        self.due = now + about(pause);
         self.failures.reset();
         self.denials.reset();
         if now >= self.reregister_at {
-            self.reregister_at = next_reregister();
-            api.register(&self.body, patient).await?;
+            self.reregister_at = next_reregister(passes);
+            // Consul keeps the status of a check that it knows.
+            api.register(&self.body(), patient).await?;
         }
         Ok(())
+    }
+
+    /// What Consul is told, with the state of the node.
+    fn body(&self) -> Value {
+        let mut body = self.body.clone();
+        let status = if note::passes(self.status.state) { "passing" } else { "critical" };
+        body["Check"]["Status"] = status.into();
+        body["Check"]["Notes"] = note::write(&self.status).into();
+        body
     }
 
     /// Whether others can see the instance: an agent without a leader takes it too, but nobody learns of it.
@@ -221,7 +256,7 @@ impl Registrar {
         let timeout = (self.ttl / 3).min(CALL_TIMEOUT);
         let api = &self.group.api;
         let hidden = match api.health(&self.service, Read::Own, timeout).await {
-            Ok(health) if entries::shows_passing(&health.entries, &self.id, self.incarnation) => {
+            Ok(health) if entries::shows_as(&health.entries, &self.id, self.incarnation, &self.status) => {
                 self.registered();
                 return Ok(());
             }
@@ -246,8 +281,11 @@ impl Registrar {
         if self.looks >= PATIENT_LOOKS {
             // What is listed may be the entry of a predecessor with the same id: the next beat registers again.
             self.unknown = true;
-            let text =
-                format!("{} has taken the registration but does not list it as passing", self.group.api.describe());
+            let text = format!(
+                "{} has taken the registration but does not list it as {}",
+                self.group.api.describe(),
+                self.status.state
+            );
             self.not_seen(text);
         }
         Ok(())
@@ -356,6 +394,7 @@ impl Registrar {
     }
 }
 
-fn next_reregister() -> Instant {
-    Instant::now() + REREGISTER.mul_f64(0.8 + 0.4 * fastrand::f64())
+fn next_reregister(passes: bool) -> Instant {
+    let interval = if passes { REREGISTER } else { REREGISTER_CRITICAL };
+    Instant::now() + interval.mul_f64(0.8 + 0.4 * fastrand::f64())
 }

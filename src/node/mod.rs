@@ -1,24 +1,29 @@
 //! A node: one process's part in the system. It exposes a service, and calls others.
 //!
-//! Owns the name, the registration, and the clients by service. It must never handle a call itself. Look next at
-//! [`crate::server`] for what is exposed and [`crate::client`] for what is called.
+//! Owns the name, the registration, and the clients by service. It must never handle a call itself. Look next at [`life`] for
+//! its state, at [`crate::server`] for what is exposed and at [`crate::client`] for what is called.
 
-use std::collections::HashMap;
+mod life;
+mod standing;
+
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::builder::Builder;
-use crate::client::{Arguments, Call, Channel, First, Identity, Items, Pool, TypedClient};
+use crate::client::{Arguments, Call, Channel, First, Identity, Items, Pick, Pool, TypedClient};
 use crate::options::Options;
-use crate::registry::{Instance, Registration, RegistrationState, Registry, RegistryError};
+use crate::registry::{Endpoints, Instance, RegistrationState, Registry, RegistryError, Snapshots, Watch};
 use crate::server::Server;
 use crate::service::Service;
-use crate::state::{NodeState, NodeStatus};
+use crate::state::{NodeState, NodeStatus, TransitionError};
 use crate::status::Status;
+use life::Life;
 
 /// One process's part in the system. Cheap to clone; all clones are the same node.
 ///
@@ -42,20 +47,27 @@ struct Inner {
     options: Options,
     registry: Result<Arc<dyn Registry>, RegistryError>,
     pools: Mutex<HashMap<Arc<str>, Arc<Pool>>>,
-    exposed: tokio::sync::Mutex<Option<Exposing>>,
+    life: Arc<Life>,
+    part: tokio::sync::Mutex<Option<Part>>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if self.exposed.get_mut().is_some() {
+        if self.part.get_mut().is_some() {
             tracing::warn!(service = %self.name, "the node was dropped without `end()`; what it exposed is gone");
         }
     }
 }
 
+/// What others find under the node's name.
+enum Part {
+    Exposing(Exposing),
+    Standing(AbortOnDropHandle<()>),
+}
+
 struct Exposing {
-    server: Arc<Server>,
-    registration: Registration,
+    server: Server,
+    registered: watch::Receiver<RegistrationState>,
 }
 
 impl Picom {
@@ -84,7 +96,8 @@ impl Picom {
             options,
             registry,
             pools: Mutex::default(),
-            exposed: tokio::sync::Mutex::new(None),
+            life: Arc::new(Life::new()),
+            part: tokio::sync::Mutex::new(None),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -104,16 +117,28 @@ impl Picom {
     /// When it returns, the listener is bound and the instance registered and passing. If the registry cannot be reached,
     /// picom keeps trying, and the handle says so. A second `expose` adds methods to the same instance.
     ///
+    /// With the first `expose` the node is [running](NodeState::Running), unless its builder says
+    /// [`started(false)`](Builder::started): then it can be found but is not called until [`Picom::start`].
+    ///
     /// # Errors
     /// When a method's name is taken, the port is in use, or the service's name or the registry's settings are not
     /// acceptable. Nothing has changed then.
     pub async fn expose<S: Service>(&self, service: S) -> Result<Exposed, Status> {
         let registry = self.registry()?;
         let service: Arc<dyn Service> = Arc::new(service);
-        let mut exposed = self.inner.exposed.lock().await;
-        if let Some(exposing) = &*exposed {
-            exposing.server.add(&service)?;
-            return Ok(Exposed::new(exposing));
+        let mut part = self.inner.part.lock().await;
+        match &*part {
+            Some(Part::Exposing(exposing)) => {
+                exposing.server.add(&service)?;
+                return Ok(Exposed::new(exposing));
+            }
+            Some(Part::Standing(_)) => {
+                return Err(Status::failed_precondition(format!(
+                    "node `{}` stands for a dependency; expose with another node",
+                    self.inner.name
+                )));
+            }
+            None => {}
         }
         let Inner { name, options, incarnation, .. } = &*self.inner;
         let asked = SocketAddr::new(options.bind, options.port);
@@ -121,16 +146,33 @@ impl Picom {
             Status::failed_precondition(format!("cannot listen on {asked}: {}", error.kind())).with_source(error)
         })?;
         server.add(&service)?;
-        let instance = self.instance(server.local_addr());
-        let registration = registry.register(instance).await.map_err(refused)?;
-        if let RegistrationState::Retrying(reason) | RegistrationState::Denied(reason) = registration.state() {
-            tracing::warn!(service = %name, "not registered yet, and tried again: {reason}");
-        }
-        let exposing = exposed.insert(Exposing { server: Arc::new(server), registration });
-        Ok(Exposed::new(exposing))
+        let first = if options.started { NodeState::Running } else { NodeState::Up };
+        let local = server.local_addr();
+        let registered = self.register(&registry, first, |status| self.instance(local, status)).await?;
+        let exposing = Exposing { server, registered };
+        let exposed = Exposed::new(&exposing);
+        *part = Some(Part::Exposing(exposing));
+        Ok(exposed)
     }
 
-    fn instance(&self, local: SocketAddr) -> Instance {
+    /// Comes up and registers. When this fails or is dropped, the node is down again.
+    async fn register(
+        &self,
+        registry: &Arc<dyn Registry>,
+        first: NodeState,
+        instance: impl FnOnce(NodeStatus) -> Instance,
+    ) -> Result<watch::Receiver<RegistrationState>, Status> {
+        let (status, birth) = self.inner.life.begin(first);
+        let registration = registry.register(instance(status.clone())).await.map_err(refused)?;
+        if let RegistrationState::Retrying(reason) | RegistrationState::Denied(reason) = registration.state() {
+            tracing::warn!(service = %self.inner.name, "not registered yet, and tried again: {reason}");
+        }
+        let states = registration.states();
+        birth.complete(registration, &status);
+        Ok(states)
+    }
+
+    fn instance(&self, local: SocketAddr, status: NodeStatus) -> Instance {
         let Inner { name, incarnation, options, .. } = &*self.inner;
         let address = options.advertise.or((!local.ip().is_unspecified()).then(|| local.ip()));
         // With a fixed port a process that comes back after a crash takes over the entry that it left; with a random one
@@ -150,8 +192,45 @@ impl Picom {
             zone: None,
             tags: Vec::new(),
             meta: Default::default(),
-            status: NodeStatus::now(NodeState::Running, None),
+            status,
         }
+    }
+
+    /// What the node says of itself: [down](NodeState::Down) before the first [`expose`](Picom::expose) and after
+    /// [`end`](Picom::end).
+    pub fn state(&self) -> NodeStatus {
+        self.inner.life.status()
+    }
+
+    /// Runs: from now on the node gets calls. For one that was stopped, that was busy, or that came up without being started.
+    ///
+    /// Like [`stop`](Picom::stop) and [`doing`](Picom::doing) it tells the registry without waiting for it; others know as soon
+    /// as the registry tells them. Of several changes the last one is what they know in the end.
+    ///
+    /// # Errors
+    /// When the node is running already, or down.
+    pub fn start(&self) -> Result<(), TransitionError> {
+        self.inner.life.become_state(NodeState::Running, None)
+    }
+
+    /// Stops: whoever chooses among instances does not choose this one any more, until [`start`](Picom::start). It stays
+    /// registered, and calls that reach it all the same are still served: those that run, those that name its address, and those
+    /// of callers who have not heard of it yet. The reason is for people, who see it wherever the registry shows it; the first
+    /// [`MAX_REASON`](crate::MAX_REASON) bytes of it are kept, and an empty one is none.
+    ///
+    /// # Errors
+    /// When the node is stopped already, or down.
+    pub fn stop(&self, reason: &str) -> Result<(), TransitionError> {
+        self.inner.life.become_state(NodeState::Stopped, Some(reason))
+    }
+
+    /// Is busy with something of its own: others are called first, and this one only where none of them is running. The next
+    /// `doing` replaces the reason; [`start`](Picom::start) ends it.
+    ///
+    /// # Errors
+    /// When the node is down.
+    pub fn doing(&self, reason: &str) -> Result<(), TransitionError> {
+        self.inner.life.become_state(NodeState::Doing, Some(reason))
     }
 
     /// A typed client of a service. Cheap; connects with the first call; all clients of one service share connections.
@@ -197,6 +276,42 @@ impl Picom {
         Channel::new(pool)
     }
 
+    /// The endpoint that a call of this service would use now: at once if one is known, else as soon as there is one. Nothing is
+    /// connected. It is lazy, like a call; `.timeout()` and `.token()` limit the waiting, and so does dropping it.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # async fn f(node: picom::Picom) -> Result<(), picom::Status> {
+    /// let mongo = node.pick("mongo").timeout(Duration::from_secs(10)).await?;
+    /// println!("{} is {}", mongo.addr, mongo.status);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Code::DeadlineExceeded`](crate::Code::DeadlineExceeded) when there was none in time, with the registry's last trouble;
+    /// the limit is the node's `pick_wait`, 5 minutes. [`Code::Cancelled`](crate::Code::Cancelled) by the token.
+    /// [`Code::InvalidArgument`](crate::Code::InvalidArgument) for an illegal name or a registry that cannot work.
+    pub fn pick(&self, service: &str) -> Pick {
+        self.channel(service).pick()
+    }
+
+    /// The snapshots of a service as they change, the newest at once. An illegal name, or a registry that cannot work, is the
+    /// problem of the only snapshot.
+    pub fn watch(&self, service: &str) -> Snapshots {
+        let watch = match check_name(service).and_then(|()| self.inner.registry.clone()) {
+            Ok(registry) => registry.watch(service),
+            Err(error) => Watch::fixed(Endpoints { problem: Some(error.to_string()), ..Endpoints::unknown() }),
+        };
+        Snapshots::from(watch)
+    }
+
+    /// Everything that the registry has told this process, by service: all services where the registry tells every node of
+    /// them, else those that are called, picked or watched here.
+    pub fn nodes(&self) -> BTreeMap<String, Arc<Endpoints>> {
+        self.inner.registry.as_ref().map(|registry| registry.known()).unwrap_or_default()
+    }
+
     /// Leaves: deregisters, tells everyone connected to call elsewhere, finishes what runs, closes. Running calls finish, at
     /// most within `drain_timeout`; what runs longer is cut, which the result says. Without anything exposed it returns at once, and
     /// while another `end` is at work it waits for that.
@@ -204,13 +319,38 @@ impl Picom {
     /// # Errors
     /// [`Code::Aborted`](crate::Code::Aborted) when calls had to be cut. Everything is closed all the same.
     pub async fn end(&self) -> Result<(), Status> {
+        self.leave(None).await
+    }
+
+    /// [`end`](Picom::end) with a reason, such as [`Signal::to_string`](crate::Signal), for registries that tell others why an
+    /// instance has left.
+    ///
+    /// # Errors
+    /// As [`end`](Picom::end).
+    pub async fn end_with(&self, reason: &str) -> Result<(), Status> {
+        self.leave(Some(reason)).await
+    }
+
+    async fn leave(&self, reason: Option<&str>) -> Result<(), Status> {
         // Locked to the end: whoever also ends the node, and then the process, must not cut what the first one waits for.
-        let mut exposed = self.inner.exposed.lock().await;
-        let Some(Exposing { server, registration }) = exposed.take() else { return Ok(()) };
-        let left = tokio::time::timeout(LEAVE_LIMIT, registration.leave()).await;
-        if let Err(error) = left.map_err(|_| "no answer".to_owned()).and_then(|left| left.map_err(|e| e.to_string())) {
-            tracing::warn!(service = %self.inner.name, error, "could not deregister; the registry will find out by itself");
+        let mut part = self.inner.part.lock().await;
+        let server = match part.take() {
+            None => return Ok(()),
+            Some(Part::Exposing(Exposing { server, .. })) => Some(server),
+            Some(Part::Standing(watching)) => {
+                watching.abort();
+                None
+            }
+        };
+        if let Some(registration) = self.inner.life.end(reason) {
+            let left = tokio::time::timeout(LEAVE_LIMIT, registration.leave()).await;
+            let left = left.map_err(|_| "no answer".to_owned()).and_then(|left| left.map_err(|e| e.to_string()));
+            if let Err(error) = left {
+                let service = &self.inner.name;
+                tracing::warn!(%service, error, "could not deregister; the registry will find out by itself");
+            }
         }
+        let Some(server) = server else { return Ok(()) };
         server.drain();
         tokio::time::sleep(self.inner.options.drain_delay).await;
         let cut = server.finish().await.cut_calls;
@@ -229,6 +369,12 @@ impl Picom {
 impl fmt::Debug for Picom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Picom").field("name", &self.inner.name).finish_non_exhaustive()
+    }
+}
+
+impl From<TransitionError> for Status {
+    fn from(error: TransitionError) -> Self {
+        Self::failed_precondition(error.to_string()).with_source(error)
     }
 }
 
@@ -259,7 +405,7 @@ pub struct Exposed {
 
 impl Exposed {
     fn new(exposing: &Exposing) -> Self {
-        Self { local: exposing.server.local_addr(), states: exposing.registration.states() }
+        Self { local: exposing.server.local_addr(), states: exposing.registered.clone() }
     }
 
     /// Where it listens; the port is the one that callers use.

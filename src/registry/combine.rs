@@ -1,0 +1,225 @@
+//! Several registries as one.
+//!
+//! Owns [`Combine`], which registers in all of them and makes one list of theirs. It must never decide by anything but what the
+//! lists say. Look next at `merge.rs` for how lists become one.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::future::{join_all, try_join_all};
+use futures::stream::select_all;
+use tokio::sync::{Notify, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::feed::{Feeds, Publisher};
+use super::merge::{Rule, merge};
+use super::{
+    Endpoints, Instance, Registration, RegistrationState, Registry, RegistryError, Snapshots, Watch, check_service_name,
+};
+
+/// How long the registries are still watched after the last watch is gone.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// Several registries as one, for example while a system moves from one to another.
+///
+/// An instance is registered in all of them, and counts as registered as soon as one has taken it; the others' troubles
+/// are in the log, and in the state while none has. What is known is either [the first list](Combine::first) that can be used or
+/// [all lists together](Combine::union); troubles of any registry are the problem of the snapshot.
+///
+/// ```
+/// use picom::registry::{Combine, Fixed, Memory};
+/// let fallback = Fixed::new([("service1", ["10.0.0.7:4000"])]);
+/// let registry = Combine::first().and(Memory::new()).and(fallback);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Combine {
+    rule: Rule,
+    registries: Vec<Arc<dyn Registry>>,
+    feeds: Arc<Feeds>,
+}
+
+impl Combine {
+    /// The first registry that lists an instance that can be called; later ones are used only while no earlier one does. Add
+    /// registries with [`Combine::and`].
+    pub fn first() -> Self {
+        Self::with(Rule::First)
+    }
+
+    /// The lists of all registries together. Of one address the best tier that any gives counts, and what an instance
+    /// says of itself counts more than what stands in a table. Add registries with [`Combine::and`].
+    pub fn union() -> Self {
+        Self::with(Rule::Union)
+    }
+
+    fn with(rule: Rule) -> Self {
+        Self { rule, registries: Vec::new(), feeds: Arc::default() }
+    }
+
+    /// One more registry, after those before it; an `Arc<dyn Registry>` is one too.
+    #[must_use]
+    pub fn and(mut self, registry: impl Registry) -> Self {
+        self.registries.push(Arc::new(registry));
+        // Other registries: what the clones of the old ones watch is not shared.
+        self.feeds = Arc::default();
+        self
+    }
+}
+
+#[async_trait]
+impl Registry for Combine {
+    fn describe(&self) -> String {
+        let names: Vec<_> = self.registries.iter().map(|registry| registry.describe()).collect();
+        match self.rule {
+            Rule::First => format!("the first of [{}]", names.join("; ")),
+            Rule::Union => format!("the union of [{}]", names.join("; ")),
+        }
+    }
+
+    fn validate(&self) -> Result<(), RegistryError> {
+        if self.registries.is_empty() {
+            return Err(RegistryError::Settings("a combination of no registries finds nothing; add some".to_owned()));
+        }
+        self.registries.iter().try_for_each(|registry| registry.validate())
+    }
+
+    async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {
+        instance.check()?;
+        self.validate()?;
+        // One that refuses for good would never be heard of otherwise; those that have taken it are told by the drop.
+        let taken = self.registries.iter().map(|registry| registry.register(instance.clone()));
+        Ok(joined(&instance.service, &self.registries, try_join_all(taken).await?))
+    }
+
+    fn watch(&self, service: &str) -> Watch {
+        if let Err(error) = check_service_name(service).and_then(|()| self.validate()) {
+            let publisher = Publisher::new();
+            publisher.trouble(error.to_string());
+            return Watch::new(publisher.subscribe(), Arc::default(), Some(Arc::new(publisher)));
+        }
+        self.feeds.watch(service, LINGER, |publisher, refresh| {
+            let watches: Vec<_> = self.registries.iter().map(|registry| registry.watch(service)).collect();
+            publish(self.rule, &watches, &publisher);
+            follow(self.rule, watches, publisher, refresh)
+        })
+    }
+
+    fn known(&self) -> BTreeMap<String, Arc<Endpoints>> {
+        let all: Vec<_> = self.registries.iter().map(|registry| registry.known()).collect();
+        let names = all.iter().flat_map(BTreeMap::keys);
+        let mut known: BTreeMap<_, _> = names
+            .map(|name| {
+                let lists: Vec<_> = all.iter().filter_map(|known| known.get(name)).cloned().collect();
+                let publisher = Publisher::new();
+                publisher.copy(&merge(self.rule, &lists));
+                (name.clone(), publisher.current())
+            })
+            .collect();
+        known.extend(self.feeds.known());
+        known
+    }
+}
+
+fn publish(rule: Rule, watches: &[Watch], publisher: &Publisher) {
+    let snapshots: Vec<_> = watches.iter().map(Watch::current).collect();
+    publisher.copy(&merge(rule, &snapshots));
+}
+
+/// Makes one list of all, whenever one changes.
+async fn follow(rule: Rule, watches: Vec<Watch>, publisher: Publisher, refresh: Arc<Notify>) {
+    let mut changes = select_all(watches.iter().cloned().map(Snapshots::from));
+    loop {
+        tokio::select! {
+            // The streams do not end.
+            _ = changes.next() => publish(rule, &watches, &publisher),
+            () = refresh.notified() => watches.iter().for_each(Watch::refresh),
+        }
+    }
+}
+
+/// One handle for all registrations of an instance.
+fn joined(service: &str, registries: &[Arc<dyn Registry>], registrations: Vec<Registration>) -> Registration {
+    let names: Vec<_> = registries.iter().map(|registry| registry.describe()).collect();
+    let all: Vec<_> = registrations.iter().map(Registration::states).collect();
+    let current = |all: &[watch::Receiver<RegistrationState>]| {
+        let states: Vec<_> = all.iter().map(|state| state.borrow().clone()).collect();
+        sum(&names, &states)
+    };
+    let (state, states) = watch::channel(current(&all));
+    let state = Arc::new(state);
+    let following =
+        AbortOnDropHandle::new(tokio::spawn(follow_states(service.to_owned(), names, all, Arc::clone(&state))));
+    let shared = Arc::new(Mutex::new(registrations));
+    let own = Arc::clone(&shared);
+    let lock = |shared: &Mutex<Vec<Registration>>| -> Vec<Registration> {
+        std::mem::take(&mut *shared.lock().unwrap_or_else(PoisonError::into_inner))
+    };
+    let registration = Registration::new(states, move || {
+        drop(following);
+        let registrations = lock(&own);
+        Box::pin(async move {
+            let left = join_all(registrations.into_iter().map(Registration::leave)).await;
+            state.send_replace(RegistrationState::Left);
+            left.into_iter().collect()
+        })
+    });
+    registration.with_status(move |status| {
+        let registrations = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        registrations.iter().for_each(|registration| registration.set_status(status.clone()));
+    })
+}
+
+async fn follow_states(
+    service: String,
+    names: Vec<String>,
+    all: Vec<watch::Receiver<RegistrationState>>,
+    state: Arc<watch::Sender<RegistrationState>>,
+) {
+    let changes = all.iter().cloned().enumerate().map(|(at, mut states)| {
+        states.mark_changed();
+        Box::pin(futures::stream::unfold(states, move |mut states| async move {
+            states.changed().await.ok()?;
+            let now = states.borrow_and_update().clone();
+            Some(((at, now), states))
+        }))
+    });
+    let mut changes = select_all(changes);
+    while let Some((at, now)) = changes.next().await {
+        if let RegistrationState::Retrying(why) | RegistrationState::Denied(why) = &now {
+            tracing::warn!(service, registry = names[at], why, "one of the combined registries does not have it");
+        }
+        let states: Vec<_> = all.iter().map(|state| state.borrow().clone()).collect();
+        let sum = sum(&names, &states);
+        state.send_if_modified(|current| {
+            let changed = *current != sum;
+            *current = sum;
+            changed
+        });
+    }
+}
+
+/// What several registrations amount to.
+fn sum(names: &[String], states: &[RegistrationState]) -> RegistrationState {
+    if states.contains(&RegistrationState::Registered) {
+        return RegistrationState::Registered;
+    }
+    let mut reasons = Vec::new();
+    let mut denied = true;
+    for (name, state) in names.iter().zip(states) {
+        match state {
+            RegistrationState::Retrying(why) => {
+                denied = false;
+                reasons.push(format!("{name}: {why}"));
+            }
+            RegistrationState::Denied(why) => reasons.push(format!("{name}: {why}")),
+            RegistrationState::Registered | RegistrationState::Left => {}
+        }
+    }
+    match (reasons.is_empty(), denied) {
+        (true, _) => RegistrationState::Left,
+        (false, true) => RegistrationState::Denied(reasons.join("; ")),
+        (false, false) => RegistrationState::Retrying(reasons.join("; ")),
+    }
+}

@@ -1,0 +1,177 @@
+//! One list out of several.
+//!
+//! Owns the rules of [`Combine`](super::Combine) as functions of the lists alone. It must never wait or know a registry. Look
+//! next at `combine.rs`, which feeds it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::{Endpoint, Endpoints, Freshness};
+
+/// How several lists become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// The first with an instance that can be called.
+    First,
+    /// All of them.
+    Union,
+}
+
+/// One list out of several, in the order of their registries. Its generation has no meaning.
+pub(super) fn merge(rule: Rule, lists: &[Arc<Endpoints>]) -> Endpoints {
+    let chosen = match rule {
+        Rule::First => {
+            let callable = lists.iter().position(|list| !list.usable().is_empty());
+            callable.or_else(|| lists.iter().position(|list| !list.endpoints.is_empty()))
+        }
+        Rule::Union => None,
+    };
+    let (endpoints, freshness) = match (rule, chosen) {
+        (Rule::First, Some(chosen)) => (lists[chosen].endpoints.clone(), lists[chosen].freshness),
+        (Rule::First, None) => (Vec::new(), freshness_of_nothing(lists)),
+        (Rule::Union, _) => {
+            let all = union(lists);
+            let freshness = if all.is_empty() { freshness_of_nothing(lists) } else { freshness(lists) };
+            (all, freshness)
+        }
+    };
+    // Those after the chosen one do not matter now.
+    let relevant = &lists[..chosen.map_or(lists.len(), |chosen| chosen + 1)];
+    let problems: Vec<_> = relevant.iter().filter_map(|list| list.problem.as_deref()).collect();
+    let problem = (!problems.is_empty()).then(|| problems.join("; "));
+    Endpoints { generation: 0, freshness, endpoints, problem }
+}
+
+/// Nobody is there for sure only if everybody says so.
+fn freshness_of_nothing(lists: &[Arc<Endpoints>]) -> Freshness {
+    if lists.iter().any(|list| list.freshness == Freshness::Never) {
+        return Freshness::Never;
+    }
+    freshness(lists)
+}
+
+/// As old as the oldest that has answered.
+fn freshness(lists: &[Arc<Endpoints>]) -> Freshness {
+    let stale = lists.iter().filter_map(|list| match list.freshness {
+        Freshness::Stale(since) => Some(since),
+        Freshness::Never | Freshness::Live => None,
+    });
+    match stale.min() {
+        Some(since) => Freshness::Stale(since),
+        None if lists.iter().any(|list| list.freshness == Freshness::Live) => Freshness::Live,
+        None => Freshness::Never,
+    }
+}
+
+fn union(lists: &[Arc<Endpoints>]) -> Vec<Arc<Endpoint>> {
+    let mut union: BTreeMap<SocketAddr, Arc<Endpoint>> = BTreeMap::new();
+    for endpoint in lists.iter().flat_map(|list| &list.endpoints) {
+        union
+            .entry(endpoint.addr)
+            .and_modify(|known| {
+                let tier = known.tier.min(endpoint.tier);
+                // A table knows an address; who has an incarnation has spoken for itself, and may have stopped.
+                if known.incarnation.is_none() && endpoint.incarnation.is_some() {
+                    *known = Arc::clone(endpoint);
+                }
+                if known.tier != tier {
+                    Arc::make_mut(known).tier = tier;
+                }
+            })
+            .or_insert_with(|| Arc::clone(endpoint));
+    }
+    union.into_values().collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::slice::from_ref;
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::super::Tier;
+    use super::*;
+    use crate::state::{NodeState, NodeStatus};
+
+    fn at(port: u16, tier: Tier) -> Endpoint {
+        Endpoint { tier, ..Endpoint::new(([10, 0, 0, 7], port).into()) }
+    }
+
+    fn list(freshness: Freshness, endpoints: &[Endpoint], problem: Option<&str>) -> Arc<Endpoints> {
+        let endpoints = endpoints.iter().cloned().map(Arc::new).collect();
+        Arc::new(Endpoints { generation: 1, freshness, endpoints, problem: problem.map(str::to_owned) })
+    }
+
+    fn live(endpoints: &[Endpoint]) -> Arc<Endpoints> {
+        list(Freshness::Live, endpoints, None)
+    }
+
+    fn ports(merged: &Endpoints) -> Vec<u16> {
+        merged.endpoints.iter().map(|endpoint| endpoint.addr.port()).collect()
+    }
+
+    #[test]
+    fn the_first_that_can_be_called_is_believed_and_troubles_before_it_are_told() {
+        let dead = list(Freshness::Never, &[], Some("no answer"));
+        let stopped = Endpoint { status: NodeStatus::now(NodeState::Stopped, None), ..at(1, Tier::Healthy) };
+        let after = list(Freshness::Never, &[], Some("not of interest"));
+        let merged =
+            merge(Rule::First, &[dead.clone(), live(from_ref(&stopped)), live(&[at(2, Tier::Doubtful)]), after]);
+        assert_eq!((ports(&merged), merged.freshness), (vec![2], Freshness::Live));
+        assert_eq!(merged.problem.as_deref(), Some("no answer"));
+        let none = merge(Rule::First, &[dead, live(&[stopped])]);
+        assert_eq!(ports(&none), [1], "what is known is shown, even if nobody may call it");
+    }
+
+    #[test]
+    fn of_one_address_the_best_tier_counts_and_the_word_of_the_instance_itself() {
+        let told = Endpoint {
+            incarnation: Some(7),
+            id: "told".to_owned(),
+            status: NodeStatus::now(NodeState::Stopped, Some("deploy")),
+            ..at(1, Tier::Unhealthy)
+        };
+        for lists in [
+            [live(&[at(1, Tier::Healthy)]), live(from_ref(&told))],
+            [live(from_ref(&told)), live(&[at(1, Tier::Healthy)])],
+        ] {
+            let merged = merge(Rule::Union, &lists);
+            assert_eq!(merged.endpoints.len(), 1);
+            let only = &merged.endpoints[0];
+            assert_eq!((only.tier, only.id.as_str(), &only.status), (Tier::Healthy, "told", &told.status));
+        }
+        let merged = merge(
+            Rule::Union,
+            &[
+                live(&[at(3, Tier::Doubtful), at(9, Tier::Healthy)]),
+                live(&[at(3, Tier::Healthy), at(1, Tier::Unhealthy)]),
+            ],
+        );
+        let tiers: Vec<_> = merged.endpoints.iter().map(|endpoint| endpoint.tier).collect();
+        assert_eq!((ports(&merged), tiers), (vec![1, 3, 9], vec![Tier::Unhealthy, Tier::Healthy, Tier::Healthy]));
+    }
+
+    #[test]
+    fn nobody_is_there_only_if_everybody_says_so() {
+        let (never, empty) = (list(Freshness::Never, &[], Some("no answer")), live(&[]));
+        let since = Instant::now();
+        let old = list(Freshness::Stale(since), &[], Some("lost"));
+        let older = list(Freshness::Stale(since - Duration::from_secs(1)), &[], None);
+        for rule in [Rule::First, Rule::Union] {
+            let of = |lists: &[&Arc<Endpoints>]| {
+                let lists: Vec<_> = lists.iter().map(|list| Arc::clone(list)).collect();
+                merge(rule, &lists)
+            };
+            assert_eq!(of(&[&empty, &never]).freshness, Freshness::Never);
+            assert_eq!(of(&[&empty, &empty]).freshness, Freshness::Live);
+            assert_eq!(of(&[&empty, &old, &older]).freshness, older.freshness);
+            assert_eq!(of(&[&never, &old]).problem.as_deref(), Some("no answer; lost"));
+        }
+        let some = live(&[at(1, Tier::Healthy)]);
+        assert_eq!(merge(Rule::Union, &[some.clone(), never]).freshness, Freshness::Live);
+        assert_eq!(merge(Rule::Union, &[some, old.clone()]).freshness, old.freshness);
+    }
+}
