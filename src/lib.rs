@@ -49,6 +49,10 @@
 //! When [`Picom::expose`] returns, the node listens, is registered and can be found. [`Picom::end`] takes all of that back
 //! without failing a call: it deregisters, tells those who are connected, finishes what runs, and closes.
 //!
+//! A handler runs on the task of its caller's connection until it first waits, which makes short ones fast. One that computes for
+//! more than some 100 microseconds, or blocks, holds up all other calls of that connection, and after seconds loses it: give such work
+//! to [`tokio::task::spawn_blocking`], or wait once, with [`tokio::task::yield_now`], before it.
+//!
 //! # Calling
 //!
 //! Every method of a client returns a [`Call`], which is made when it is awaited. Until then it takes options:
@@ -67,6 +71,22 @@
 //!     .with_info()
 //!     .await?;
 //! println!("{sum} from {} with {} attempts in {:?}", info.endpoint(), info.attempts(), info.elapsed());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A call becomes a future with [`into_future`](std::future::IntoFuture::into_future), which `.await` does by itself, and what takes
+//! any future has to be given:
+//!
+//! ```
+//! # use std::future::IntoFuture;
+//! # use picom::{Picom, Status};
+//! # #[picom::service]
+//! # trait Calculator { async fn add(&self, a: i64, b: i64) -> Result<i64, Status>; }
+//! # async fn f(calc: CalculatorClient) -> Result<(), Status> {
+//! let sums: Vec<i64> = futures::future::try_join_all((0..100).map(|n| calc.add(n, 1).into_future())).await?;
+//! let one = tokio::spawn(calc.add(1, 2).into_future());
+//! # let _ = (sums, one);
 //! # Ok(())
 //! # }
 //! ```
@@ -174,7 +194,8 @@
 //! # }
 //! ```
 //!
-//! A stream that nobody reads suspends its sender: at most [`STREAM_WINDOW`](options::STREAM_WINDOW) bytes wait for it. Use
+//! A stream that nobody reads suspends its sender: at most [`STREAM_WINDOW`](options::STREAM_WINDOW) bytes wait for it, or what the
+//! window has grown to on a long path, and behind them up to 128 items of a [`channel`]. Use
 //! [`Bytes`] for items that are bytes; they are handed on without being copied again.
 //!
 //! # Errors

@@ -162,6 +162,24 @@ impl<T, E> fmt::Debug for Streaming<T, E> {
 
 /// A stream to send items into by hand, as the body of a call or the answer of a handler.
 ///
+/// It holds 64 items, whatever their size, and the reader may have as many more: then `send` waits. So make the call, or return the
+/// stream, before sending, or send in another task:
+///
+/// ```
+/// # use picom::{Status, Streaming};
+/// async fn count(to: u64) -> Result<Streaming<u64>, Status> {
+///     let (sender, items) = picom::channel();
+///     tokio::spawn(async move {
+///         for n in 0..to {
+///             if sender.send(n).await.is_err() {
+///                 return; // nobody reads any more
+///             }
+///         }
+///     });
+///     Ok(items)
+/// }
+/// ```
+///
 /// Dropping the sender ends the stream properly; [`Sender::abort`] ends it with an error.
 pub fn channel<T: Send + 'static>() -> (Sender<T>, Streaming<T>) {
     let (sender, items) = queue::new();

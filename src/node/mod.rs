@@ -27,6 +27,9 @@ use life::Life;
 
 /// One process's part in the system. Cheap to clone; all clones are the same node.
 ///
+/// Use it within one runtime, and make another node for another one: its connections, and with them the deadlines of its calls, live
+/// in the runtime where they were made first, and stand still when that one does.
+///
 /// A node that exposes nothing is a client and registers nothing. Dropping the last clone of a node that exposes something
 /// takes that back at once and cuts running calls; [`Picom::end`] is the proper way to leave.
 #[derive(Clone)]
