@@ -285,9 +285,12 @@ mod consul {
         let stopped = seen.endpoints.iter().find(|e| e.status.state == NodeState::Stopped).expect("it stays listed");
         assert_eq!(stopped.status, one.state(), "with reason and time");
         eventually("only the other is called", async || answers(&caller).await == ["two"]).await;
-        let mut statuses: Vec<_> = checks(&agent).await.into_iter().map(|(status, _)| status).collect();
-        statuses.sort();
-        assert_eq!(statuses, ["critical", "passing"]);
+        eventually("its check is critical", async || {
+            let mut statuses: Vec<_> = checks(&agent).await.into_iter().map(|(status, _)| status).collect();
+            statuses.sort();
+            statuses == ["critical", "passing"]
+        })
+        .await;
         one.start().unwrap();
         eventually("both are called again", async || answers(&caller).await == ["one", "two"]).await;
         for node in [one, two] {
