@@ -324,6 +324,20 @@ impl Kit for InConsul {
     }
 }
 
+#[cfg(feature = "broadcast")]
+struct InDatagrams(support::broadcast::Network);
+
+#[cfg(feature = "broadcast")]
+impl Kit for InDatagrams {
+    async fn start() -> Option<Self> {
+        Some(Self(support::broadcast::Network::new()))
+    }
+
+    async fn view(&self) -> Arc<dyn Registry> {
+        Arc::new(self.0.registry().period(Duration::from_millis(200)))
+    }
+}
+
 /// Runs cases against a kit.
 macro_rules! ask {
     ($kit:ty: $($case:ident),+ $(,)?) => { $(
@@ -381,3 +395,6 @@ mod first { conforms!(InFirst); }
 #[cfg(feature = "consul")]
 #[rustfmt::skip]
 mod consul { conforms!(InConsul); }
+#[cfg(feature = "broadcast")]
+#[rustfmt::skip]
+mod datagrams { conforms!(InDatagrams); }
