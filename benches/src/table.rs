@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use crate::sample::{Middle, Sample, medians};
 
 /// The figures that are shown, in this order, and how they are called.
-const COLUMNS: [(&str, &str); 15] = [
+const COLUMNS: [(&str, &str); 17] = [
     ("rate", "per s"),
     ("mb_s", "MB/s"),
     ("bulk_mb_s", "bulk MB/s"),
@@ -21,8 +21,10 @@ const COLUMNS: [(&str, &str); 15] = [
     ("server_cpu_us", "server"),
     ("client_kib", "client KiB"),
     ("server_kib", "server KiB"),
-    ("client_kib_each", "KiB each"),
-    ("server_kib_each", "KiB each"),
+    ("client_idle_kib_each", "client idle KiB"),
+    ("server_idle_kib_each", "server idle KiB"),
+    ("client_kib_each", "client called KiB"),
+    ("server_kib_each", "server called KiB"),
 ];
 
 /// Every peer's medians in one workload, in the order in which the peers come.
@@ -44,9 +46,10 @@ pub(crate) fn figures(samples: &[Sample]) {
     println!("\n{head}");
     for (peer, middles) in peers.iter().zip(&middles) {
         let mut line = format!("  {peer:<14}");
-        for (name, _) in &columns {
+        for (name, title) in &columns {
             let middle = middles.get(*name);
-            line += &format!(" {:>10}", middle.map_or(String::new(), |middle| short(middle.median)));
+            let width = title.len().max(10);
+            line += &format!(" {:>width$}", middle.map_or(String::new(), |middle| short(middle.median)));
             if *name == "rate" {
                 line += &middle.map_or(" ".repeat(6), |middle| format!("{:>4.0} %", middle.spread * 100.0));
             }
