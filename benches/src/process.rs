@@ -13,9 +13,13 @@ use crate::peer::Peer as _;
 use crate::peers::picom_consul::ThroughConsul;
 use crate::place::Mode;
 use crate::sample::Sample;
+use crate::workloads::idle;
 
 /// What a run may take beyond the time measured: streams and connections are made first.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Connections that every server takes from one address.
+const USUAL: usize = 1_000;
 
 /// How a run ended.
 #[derive(Debug)]
@@ -57,8 +61,12 @@ pub(crate) fn once(peer: &str, workload: &str, mode: Mode, seconds: f64) -> Ende
         },
         _ => None,
     };
-    let server = myself(agent.as_ref()).args(["serve", peer, "--mode", mode.name(), "--with-parent"]).spawn();
-    let mut server = Running(server.expect("this program can be started again"));
+    let mut server = myself(agent.as_ref());
+    server.args(["serve", peer, "--mode", mode.name(), "--with-parent"]);
+    if let Some(connections) = idle::connections(workload).filter(|&connections| connections > USUAL) {
+        server.args(["--connections", &connections.to_string()]);
+    }
+    let mut server = Running(server.spawn().expect("this program can be started again"));
     let mut address = String::new();
     let out = server.0.stdout.take().expect("it was asked for");
     BufReader::new(out).read_line(&mut address).expect("the server says its address");

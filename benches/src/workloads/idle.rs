@@ -9,7 +9,7 @@ use super::{Figures, Plan};
 use crate::peer::{Client, Peer};
 use crate::place::memory_kib;
 
-/// Connections that are made before the count begins.
+/// Connections of all that are made before the count begins.
 const FIRST: usize = 20;
 /// Connections that are made at once.
 const AT_ONCE: usize = 32;
@@ -23,12 +23,13 @@ pub(crate) async fn run<P: Peer>(connections: usize, plan: &Plan) -> Figures {
     let first = connect::<P>(FIRST, plan).await;
     call(&first).await;
     let before = memory(plan);
-    let more = connect::<P>(connections, plan).await;
+    let counted = connections.saturating_sub(FIRST).max(1);
+    let more = connect::<P>(counted, plan).await;
     let idle = rested(plan).await;
     call(&more).await;
     let called = rested(plan).await;
     drop((first, more));
-    let each = |now: [f64; 2], side: usize| (now[side] - before[side]) / connections as f64;
+    let each = |now: [f64; 2], side: usize| (now[side] - before[side]) / counted as f64;
     let mut figures = Figures::new();
     for (side, name) in ["client", "server"].into_iter().enumerate().take(1 + usize::from(plan.server.is_some())) {
         figures.insert(format!("{name}_idle_kib_each"), each(idle, side));

@@ -5,7 +5,7 @@
 
 pub(crate) mod calls;
 mod growth;
-mod idle;
+pub(crate) mod idle;
 mod meter;
 mod mixture;
 mod streams;

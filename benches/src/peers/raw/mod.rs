@@ -37,7 +37,7 @@ impl Peer for Raw {
     const STREAMS: bool = true;
     type Client = client::Caller;
 
-    async fn serve(listener: TcpListener) {
+    async fn serve(listener: TcpListener, _: Option<usize>) {
         server::serve(listener).await;
     }
 
