@@ -14,7 +14,7 @@ use crate::peers::picom_consul::ThroughConsul;
 use crate::peers::picom_name::ByName;
 use crate::peers::raw::Raw;
 use crate::peers::tarpc::Tarpc;
-use crate::peers::tonic::Tonic;
+use crate::peers::tonic::{Tonic, TonicTuned};
 use crate::peers::volo::Volo;
 use crate::peers::{self, moleculer};
 use crate::place::Mode::{self, Mt, Same, Split};
@@ -65,6 +65,7 @@ fn takes_part(peer: &str, workload: &str, mode: Mode) -> bool {
         ("w2-64" | "w2-1024", Mt) => {
             [Raw::NAME, Typed::NAME, ByName::NAME, Tarpc::NAME, Tonic::NAME, Volo::NAME].contains(&peer)
         }
+        _ if peer == TonicTuned::NAME => ["w3", "w4", "w6"].contains(&&workload[..2]),
         _ => true,
     }
 }

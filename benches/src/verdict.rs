@@ -58,7 +58,7 @@ pub(crate) fn table(samples: &[Sample]) {
         }
     }
     print!("\n{:<32} {:>8} {:>8} {:>7} {:>7} {:>7}", "picom beside raw", "typed", "by name", "floor", "target", "cpu");
-    others.iter().for_each(|peer| print!(" {:>11}", format!("x {peer}")));
+    others.iter().for_each(|peer| print!(" {:>13}", format!("x {peer}")));
     println!("  missed");
     for check in &CHECKS {
         let Some(value) = reached(samples, check.peer, check) else { continue };
@@ -75,7 +75,7 @@ pub(crate) fn table(samples: &[Sample]) {
         let ratios: Vec<(&str, Option<f64>)> =
             others.iter().map(|peer| (*peer, beside(samples, peer, check))).collect();
         for (_, ratio) in &ratios {
-            line += &format!(" {:>11}", ratio.map_or(String::new(), short));
+            line += &format!(" {:>13}", ratio.map_or(String::new(), short));
         }
         println!("{line}  {}", missed(check, value, &ratios).join(", "));
     }

@@ -26,6 +26,7 @@ pub(crate) const ALL: &[&str] = &[
     tarpc::Tarpc::NAME,
     tarpc::TarpcMp::NAME,
     tonic::Tonic::NAME,
+    tonic::TonicTuned::NAME,
     volo::Volo::NAME,
     moleculer::NAME,
 ];
