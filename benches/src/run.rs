@@ -38,11 +38,11 @@ impl Runner {
         }
     }
 
-    /// All repetitions of one workload.
-    pub(crate) fn workload(&mut self, peers: &[String], workload: &str, mode: Mode) -> Vec<Sample> {
+    /// So many repetitions of one workload.
+    pub(crate) fn workload(&mut self, peers: &[String], workload: &str, mode: Mode, repetitions: usize) -> Vec<Sample> {
         let mut samples = Vec::new();
         let mut peers = peers.to_vec();
-        for _ in 0..self.repetitions {
+        for _ in 0..repetitions {
             // A peer that cannot do it now cannot do it the next time.
             peers.retain(|peer| match self.one(peer, workload, mode) {
                 Some(sample) => {
@@ -103,7 +103,7 @@ pub(crate) fn main(mut arguments: Arguments) -> ExitCode {
     let mode = arguments.option("mode").unwrap_or(Mode::Split);
     let mut runner = Runner::new(&arguments, None);
     for workload in &workloads {
-        table::figures(&runner.workload(&peers, workload, mode));
+        table::figures(&runner.workload(&peers, workload, mode, runner.repetitions));
     }
     runner.end()
 }
