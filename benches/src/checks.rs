@@ -116,8 +116,8 @@ pub(crate) const CHECKS: [Check; 30] = [
     less(("w6", "p99_us"), 3.0, 1.0, &[("tonic", 1.0 / 8.0)]),
     Check { figure: "bulk_mb_s", ..more("w6", Split, 0.70, 0.95, &[]) },
     Check { mode: Mt, ..less(("w6", "p99_us"), 2.0, 1.3, &[("tonic", 1.0 / 3.0)]) },
-    Check { peer: CONSUL, beside: Beside::Peer(PICOM), ..more("w1", Split, 0.90, 1.0, &[]) },
-    Check { peer: CONSUL, beside: Beside::Peer(PICOM), ..more("w2-256", Split, 0.90, 1.0, &[]) },
+    Check { peer: CONSUL, beside: Beside::Peer(PICOM), ..more("w7-1", Split, 0.90, 1.0, &[]) },
+    Check { peer: CONSUL, beside: Beside::Peer(PICOM), ..more("w7-256", Split, 0.90, 1.0, &[]) },
     // No floor: `raw` cannot hold it either.
     Check { beside: Beside::Best("w8-"), ..more("w8-1000", Split, 0.0, 0.85, &[]) },
 ];

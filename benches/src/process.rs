@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 
 use crate::consul::Agent;
 use crate::load::CANNOT;
-use crate::peer::Peer as _;
-use crate::peers::picom_consul::ThroughConsul;
 use crate::place::Mode;
 use crate::sample::Sample;
 use crate::workloads::idle;
@@ -52,16 +50,9 @@ fn myself(agent: Option<&Agent>) -> Command {
     command
 }
 
-/// One run.
-pub(crate) fn once(peer: &str, workload: &str, mode: Mode, seconds: f64) -> Ended {
-    let agent = match peer {
-        ThroughConsul::NAME => match Agent::start() {
-            None => return Ended::Cannot,
-            agent => agent,
-        },
-        _ => None,
-    };
-    let mut server = myself(agent.as_ref());
+/// One run, beside the agent if there is one.
+pub(crate) fn once(peer: &str, workload: &str, mode: Mode, seconds: f64, agent: Option<&Agent>) -> Ended {
+    let mut server = myself(agent);
     server.args(["serve", peer, "--mode", mode.name(), "--with-parent"]);
     if let Some(connections) = idle::connections(workload).filter(|&connections| connections > USUAL) {
         server.args(["--connections", &connections.to_string()]);
@@ -73,7 +64,7 @@ pub(crate) fn once(peer: &str, workload: &str, mode: Mode, seconds: f64) -> Ende
     if address.is_empty() {
         return Ended::Failed;
     }
-    let client = myself(agent.as_ref())
+    let client = myself(agent)
         .args(["load", peer, workload, "--mode", mode.name(), "--addr", address.trim(), "--with-parent"])
         .args(["--seconds", &seconds.to_string(), "--server-pid", &server.0.id().to_string()])
         .spawn();

@@ -26,7 +26,7 @@ use crate::{table, verdict};
 const JSON: &str = "target/picom-bench.jsonl";
 
 /// Every workload in every mode that says something about it.
-const ALL: [(&str, Mode); 27] = [
+const ALL: [(&str, Mode); 29] = [
     ("w1", Same),
     ("w1", Split),
     ("w2-64", Split),
@@ -48,6 +48,8 @@ const ALL: [(&str, Mode); 27] = [
     ("w5-10000", Split),
     ("w6", Split),
     ("w6", Mt),
+    ("w7-1", Split),
+    ("w7-256", Split),
     ("w8-1", Split),
     ("w8-10", Split),
     ("w8-100", Split),
@@ -59,15 +61,14 @@ const ALL: [(&str, Mode); 27] = [
 /// Its median of few runs hangs on luck: it gets twice as many.
 const UNSTEADY: &str = "w3-1m";
 
-/// W7: these two also through Consul.
-const RESOLVED: [(&str, Mode); 2] = [("w1", Split), ("w2-256", Split)];
-
 /// Whether a peer is in a row: what would say nothing new is left out.
 fn takes_part(peer: &str, workload: &str, mode: Mode) -> bool {
     match (workload, mode) {
         ("w2-64" | "w2-1024", Mt) => {
             [Raw::NAME, Typed::NAME, ByName::NAME, Tarpc::NAME, Tonic::NAME, Volo::NAME].contains(&peer)
         }
+        ("w7-1" | "w7-256", _) => [Typed::NAME, ThroughConsul::NAME].contains(&peer),
+        _ if peer == ThroughConsul::NAME => false,
         _ if peer == TonicTuned::NAME => ["w3", "w4", "w6"].contains(&&workload[..2]),
         _ => true,
     }
@@ -103,10 +104,7 @@ pub(crate) fn all(arguments: &Arguments) -> ExitCode {
     }
     println!("every run goes to {} as a line of JSON", arguments.option("json").unwrap_or(JSON.to_owned()));
     let mut samples = Vec::new();
-    for (workload, mode, mut peers, repetitions) in rows {
-        if RESOLVED.contains(&(workload, mode)) && peers.iter().any(|peer| peer == Typed::NAME) {
-            peers.push(ThroughConsul::NAME.to_owned());
-        }
+    for (workload, mode, peers, repetitions) in rows {
         let more = runner.workload(&peers, workload, mode, repetitions);
         table::figures(&more);
         samples.extend(more);

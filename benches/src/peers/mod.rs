@@ -23,6 +23,7 @@ pub(crate) const ALL: &[&str] = &[
     raw::Raw::NAME,
     picom::Typed::NAME,
     picom_name::ByName::NAME,
+    picom_consul::ThroughConsul::NAME,
     tarpc::Tarpc::NAME,
     tarpc::TarpcMp::NAME,
     tonic::Tonic::NAME,
