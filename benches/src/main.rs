@@ -31,7 +31,7 @@ const HELP: &str = "\
 picom-bench all [--reps N] [--seconds S] [--peers P] [--json FILE]
     everything beside everybody: a block of medians for each workload, then ratios with their floors and targets
 picom-bench guard
-    a minute: picom beside raw; fails when a ratio stays below its floor in three tries
+    a minute: picom beside raw; fails when a ratio is not above its floor in a quiet one of three tries
 picom-bench run PEERS WORKLOADS [--mode split|same|mt] [--reps N] [--seconds S] [--json FILE]
     some of it; lists are separated by commas
 picom-bench table FILE
