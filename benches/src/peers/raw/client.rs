@@ -145,10 +145,9 @@ fn deliver(slab: &mut Slab, inbox: &mut Inbox, wakers: &mut Vec<Waker>) {
                 *total = Some(number(body.look()));
                 wakers.extend(waker.take());
             }
-            (Kind::BodyPart, Entry::Body { parts, .. }) => parts.push(body.take()),
-            (Kind::BodyEnd, Entry::Body { parts, whole, waker }) => {
-                parts.push(body.take());
-                *whole = true;
+            (Kind::BodyPart, Entry::Body { size, parts, .. }) => body.join(parts, *size),
+            (Kind::BodyEnd, Entry::Body { parts, whole, waker, .. }) => {
+                *whole = Some(body.end(std::mem::take(parts)));
                 wakers.extend(waker.take());
             }
             (Kind::Data, Entry::Down { queue, waker, .. }) => {
@@ -185,33 +184,29 @@ impl Client for Caller {
         let shared = &*self.0;
         let key = {
             let mut state = shared.lock();
-            let key = state.slab.insert(Entry::Body { parts: Vec::new(), whole: false, waker: None });
+            let key =
+                state.slab.insert(Entry::Body { size: body.len(), parts: BytesMut::new(), whole: None, waker: None });
             state.out.message(Kind::EchoPart, Kind::EchoEnd, key, body);
             shared.send(state);
             key
         };
-        let mut parts = poll_fn(|cx| {
+        poll_fn(|cx| {
             let mut state = shared.lock();
             match state.slab.get(key) {
-                Some(Entry::Body { parts, whole: true, .. }) => {
-                    let parts = std::mem::take(parts);
-                    state.slab.remove(key);
-                    Poll::Ready(parts)
-                }
-                Some(Entry::Body { waker, .. }) => {
-                    *waker = Some(cx.waker().clone());
-                    Poll::Pending
-                }
+                Some(Entry::Body { whole, waker, .. }) => match whole.take() {
+                    Some(whole) => {
+                        state.slab.remove(key);
+                        Poll::Ready(whole)
+                    }
+                    None => {
+                        *waker = Some(cx.waker().clone());
+                        Poll::Pending
+                    }
+                },
                 _ => unreachable!("the call is in its place"),
             }
         })
-        .await;
-        if parts.len() == 1 {
-            return parts.remove(0);
-        }
-        let mut whole = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
-        parts.iter().for_each(|part| whole.extend_from_slice(part));
-        whole.freeze()
+        .await
     }
 
     async fn items_down(&self, count: u64, feed: Feed) -> u64 {

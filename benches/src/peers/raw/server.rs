@@ -175,8 +175,8 @@ impl Connection {
         let mut idle = 0;
         while idle < self.downs.len() && !self.out.is_full() {
             let Some(mut down) = self.downs.pop_front() else { break };
-            // The last chunk may be larger than what is left.
-            let next = if down.credit <= 0 { Poll::Pending } else { down.source.poll(cx) };
+            // Items are not cut, so that their last frame may be longer than what is left.
+            let next = if down.credit <= 0 { Poll::Pending } else { down.source.poll(cx, down.credit) };
             match next {
                 Poll::Ready(Some(bytes)) => {
                     down.credit -= bytes.len() as i64;
