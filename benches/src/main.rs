@@ -41,8 +41,8 @@ picom-bench serve PEER [--mode M] [--connections N]
 picom-bench load PEER WORKLOAD --addr A [--mode M] [--seconds S] [--calls N] [--server-pid P]
     one run against such a server; prints one line of JSON. With --calls it makes that many calls and measures nothing.
 
-Each run has a fresh server and a fresh client, 0.3 s to warm up, and one second that is measured. Peers take turns. A run beside
-which somebody else took more than 5 % of a core is made again, once, or --again N times. README.md lists peers and workloads.";
+Each run has a fresh server and a fresh client, 0.3 s to warm up, and one second that is measured, or --seconds S. Peers take turns. A
+run beside which somebody else took more than 5 % of a core is made again, once, or --again N times. README.md lists peers and workloads.";
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::parse(std::env::args().skip(1));

@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
-use super::WINDOW;
+use super::WINDOW_UP;
 use super::client::Shared;
 use super::frame::{Key, Kind};
 use super::slab::Entry;
@@ -25,7 +25,7 @@ pub(crate) async fn chunks(shared: &Shared, count: u64, size: usize) -> u64 {
 async fn send(shared: &Shared, kind: Kind, mut source: Source) -> u64 {
     let key = {
         let mut state = shared.lock();
-        let key = state.slab.insert(Entry::Up { credit: WINDOW as i64, total: None, waker: None });
+        let key = state.slab.insert(Entry::Up { credit: WINDOW_UP as i64, total: None, waker: None });
         state.out.bulk(kind, key, Bytes::new());
         shared.send(state);
         key
