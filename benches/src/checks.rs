@@ -84,11 +84,11 @@ const fn sent(workload: &'static str, ready: &'static str) -> Check {
     Check { beside: Beside::Raw(ready), ..more(workload, Split, 0.20, 0.35, &[("tonic", 2.0)]) }
 }
 
-const fn memory(workload: &'static str) -> Check {
-    Check { beside: Beside::Nothing, ..less((workload, "server_kib_each"), 15.0, 9.0, &[("tarpc", 0.5)]) }
+const fn memory(workload: &'static str, figure: &'static str) -> Check {
+    Check { beside: Beside::Nothing, ..less((workload, figure), 15.0, 9.0, &[("tarpc", 0.5)]) }
 }
 
-pub(crate) const CHECKS: [Check; 24] = [
+pub(crate) const CHECKS: [Check; 30] = [
     more("w1", Same, 0.80, 0.92, &[("tarpc", 1.15), ("tonic", 3.0)]),
     more("w2-64", Split, 0.50, 0.70, &[("tarpc", 2.0), ("tonic", 9.0)]),
     more("w2-256", Split, 0.35, 0.55, &[("tarpc", 3.0), ("tonic", 9.0)]),
@@ -105,13 +105,19 @@ pub(crate) const CHECKS: [Check; 24] = [
     sent("w4-sent-up", "w4-items-up"),
     more("w4-chunks-down", Split, 0.70, 0.90, &[("*", 1.0)]),
     more("w4-chunks-up", Split, 0.50, 0.70, &[("*", 1.0)]),
-    memory("w5-1000"),
-    memory("w5-10000"),
+    memory("w5-1000", "server_idle_kib_each"),
+    memory("w5-1000", "client_idle_kib_each"),
+    memory("w5-1000", "server_kib_each"),
+    memory("w5-1000", "client_kib_each"),
+    memory("w5-10000", "server_idle_kib_each"),
+    memory("w5-10000", "client_idle_kib_each"),
+    memory("w5-10000", "server_kib_each"),
+    memory("w5-10000", "client_kib_each"),
     less(("w6", "p99_us"), 3.0, 1.0, &[("tonic", 1.0 / 8.0)]),
     Check { figure: "bulk_mb_s", ..more("w6", Split, 0.70, 0.95, &[]) },
     Check { mode: Mt, ..less(("w6", "p99_us"), 2.0, 1.3, &[("tonic", 1.0 / 3.0)]) },
-    Check { peer: CONSUL, beside: Beside::Peer(PICOM), ..more("w1", Split, 0.90, 1.0, &[]) },
-    Check { peer: CONSUL, beside: Beside::Peer(PICOM), ..more("w2-256", Split, 0.90, 1.0, &[]) },
+    Check { peer: CONSUL, beside: Beside::Peer(PICOM), ..more("w7-1", Split, 0.90, 1.0, &[]) },
+    Check { peer: CONSUL, beside: Beside::Peer(PICOM), ..more("w7-256", Split, 0.90, 1.0, &[]) },
     // No floor: `raw` cannot hold it either.
     Check { beside: Beside::Best("w8-"), ..more("w8-1000", Split, 0.0, 0.85, &[]) },
 ];

@@ -31,18 +31,18 @@ const HELP: &str = "\
 picom-bench all [--reps N] [--seconds S] [--peers P] [--json FILE]
     everything beside everybody: a block of medians for each workload, then ratios with their floors and targets
 picom-bench guard
-    a minute: picom beside raw; fails when a ratio stays below its floor in three tries
+    a minute: picom beside raw; fails when a ratio is not above its floor in a quiet one of three tries
 picom-bench run PEERS WORKLOADS [--mode split|same|mt] [--reps N] [--seconds S] [--json FILE]
     some of it; lists are separated by commas
 picom-bench table FILE
     what `all` prints, of such a file again
-picom-bench serve PEER [--mode M]
+picom-bench serve PEER [--mode M] [--connections N]
     serves on a free port of 127.0.0.1, prints its address, and goes on until it is killed
 picom-bench load PEER WORKLOAD --addr A [--mode M] [--seconds S] [--calls N] [--server-pid P]
     one run against such a server; prints one line of JSON. With --calls it makes that many calls and measures nothing.
 
-Each run has a fresh server and a fresh client, 0.3 s to warm up, and one second that is measured. Peers take turns. A run beside
-which somebody else took more than 5 % of a core is made again, once, or --again N times. README.md lists peers and workloads.";
+Each run has a fresh server and a fresh client, 0.3 s to warm up, and one second that is measured, or --seconds S. Peers take turns. A
+run beside which somebody else took more than 5 % of a core is made again, once, or --again N times. README.md lists peers and workloads.";
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::parse(std::env::args().skip(1));

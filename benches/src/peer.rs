@@ -16,8 +16,9 @@ pub(crate) trait Peer: 'static {
     /// Its client.
     type Client: Client;
 
-    /// Serves on `listener` until the process is killed. `listener` is listening and non-blocking.
-    fn serve(listener: TcpListener) -> impl Future<Output = ()> + Send;
+    /// Serves on `listener` until the process is killed. `listener` is listening and non-blocking. `connections` says how many
+    /// come where they are more than a server may be expected to take from one address.
+    fn serve(listener: TcpListener, connections: Option<usize>) -> impl Future<Output = ()> + Send;
 
     /// One client, on one connection of its own, connected when this returns.
     fn connect(address: SocketAddr) -> impl Future<Output = Self::Client> + Send;

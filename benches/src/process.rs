@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 
 use crate::consul::Agent;
 use crate::load::CANNOT;
-use crate::peer::Peer as _;
-use crate::peers::picom_consul::ThroughConsul;
 use crate::place::Mode;
 use crate::sample::Sample;
+use crate::workloads::idle;
 
 /// What a run may take beyond the time measured: streams and connections are made first.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Connections that every server takes from one address.
+const USUAL: usize = 1_000;
 
 /// How a run ended.
 #[derive(Debug)]
@@ -48,24 +50,21 @@ fn myself(agent: Option<&Agent>) -> Command {
     command
 }
 
-/// One run.
-pub(crate) fn once(peer: &str, workload: &str, mode: Mode, seconds: f64) -> Ended {
-    let agent = match peer {
-        ThroughConsul::NAME => match Agent::start() {
-            None => return Ended::Cannot,
-            agent => agent,
-        },
-        _ => None,
-    };
-    let server = myself(agent.as_ref()).args(["serve", peer, "--mode", mode.name(), "--with-parent"]).spawn();
-    let mut server = Running(server.expect("this program can be started again"));
+/// One run, beside the agent if there is one.
+pub(crate) fn once(peer: &str, workload: &str, mode: Mode, seconds: f64, agent: Option<&Agent>) -> Ended {
+    let mut server = myself(agent);
+    server.args(["serve", peer, "--mode", mode.name(), "--with-parent"]);
+    if let Some(connections) = idle::connections(workload).filter(|&connections| connections > USUAL) {
+        server.args(["--connections", &connections.to_string()]);
+    }
+    let mut server = Running(server.spawn().expect("this program can be started again"));
     let mut address = String::new();
     let out = server.0.stdout.take().expect("it was asked for");
     BufReader::new(out).read_line(&mut address).expect("the server says its address");
     if address.is_empty() {
         return Ended::Failed;
     }
-    let client = myself(agent.as_ref())
+    let client = myself(agent)
         .args(["load", peer, workload, "--mode", mode.name(), "--addr", address.trim(), "--with-parent"])
         .args(["--seconds", &seconds.to_string(), "--server-pid", &server.0.id().to_string()])
         .spawn();

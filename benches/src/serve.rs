@@ -22,19 +22,22 @@ pub(crate) fn main(mut arguments: Arguments) {
         let _pinned = mode.enter(Side::Server);
         moleculer::become_it(moleculer::server());
     }
-    peers::visit(&name, Serve(mode));
+    peers::visit(&name, Serve { mode, connections: arguments.option("connections") });
 }
 
-struct Serve(Mode);
+struct Serve {
+    mode: Mode,
+    connections: Option<usize>,
+}
 
 impl Visit for Serve {
     type Output = ();
 
     fn visit<P: Peer>(self) {
-        self.0.enter(Side::Server).block_on(async {
+        self.mode.enter(Side::Server).block_on(async {
             let listener = listen();
             listener.set_nonblocking(true).expect("a socket can be non-blocking");
-            P::serve(listener).await;
+            P::serve(listener, self.connections).await;
         });
     }
 }

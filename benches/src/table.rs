@@ -1,13 +1,14 @@
 //! Medians of many runs as text: one block for each workload.
 //!
-//! Must never judge. Next: `checks`, which does.
+//! Must never judge. Next: `checks`, which does, and whose figures are shown with their spread.
 
 use std::collections::BTreeMap;
 
+use crate::checks::CHECKS;
 use crate::sample::{Middle, Sample, medians};
 
 /// The figures that are shown, in this order, and how they are called.
-const COLUMNS: [(&str, &str); 15] = [
+const COLUMNS: [(&str, &str); 18] = [
     ("rate", "per s"),
     ("mb_s", "MB/s"),
     ("bulk_mb_s", "bulk MB/s"),
@@ -17,12 +18,15 @@ const COLUMNS: [(&str, &str); 15] = [
     ("quiet_p50_us", "quiet p50"),
     ("quiet_p99_us", "quiet p99"),
     ("cpu_us", "cpu us"),
+    ("cpu_us_mb", "cpu us/MB"),
     ("client_cpu_us", "client"),
     ("server_cpu_us", "server"),
     ("client_kib", "client KiB"),
     ("server_kib", "server KiB"),
-    ("client_kib_each", "KiB each"),
-    ("server_kib_each", "KiB each"),
+    ("client_idle_kib_each", "client idle KiB"),
+    ("server_idle_kib_each", "server idle KiB"),
+    ("client_kib_each", "client called KiB"),
+    ("server_kib_each", "server called KiB"),
 ];
 
 /// Every peer's medians in one workload, in the order in which the peers come.
@@ -37,17 +41,24 @@ pub(crate) fn figures(samples: &[Sample]) {
     let middles: Vec<BTreeMap<String, Middle>> = peers.iter().map(|peer| medians_of(samples, peer)).collect();
     let columns: Vec<_> =
         COLUMNS.iter().filter(|(name, _)| middles.iter().any(|middles| middles.contains_key(*name))).collect();
+    let spread = |name: &str| {
+        let checked = CHECKS.iter().any(|check| {
+            (check.workload, check.mode.name(), check.figure) == (first.workload.as_str(), first.mode.as_str(), name)
+        });
+        name == "rate" || checked
+    };
     let mut head = format!("{:<16}", format!("{} {}", first.workload, first.mode));
     for (name, title) in &columns {
-        head += &format!(" {title:>10}{}", if *name == "rate" { "     ±" } else { "" });
+        head += &format!(" {title:>10}{}", if spread(name) { "     ±" } else { "" });
     }
     println!("\n{head}");
     for (peer, middles) in peers.iter().zip(&middles) {
         let mut line = format!("  {peer:<14}");
-        for (name, _) in &columns {
+        for (name, title) in &columns {
             let middle = middles.get(*name);
-            line += &format!(" {:>10}", middle.map_or(String::new(), |middle| short(middle.median)));
-            if *name == "rate" {
+            let width = title.len().max(10);
+            line += &format!(" {:>width$}", middle.map_or(String::new(), |middle| short(middle.median)));
+            if spread(name) {
                 line += &middle.map_or(" ".repeat(6), |middle| format!("{:>4.0} %", middle.spread * 100.0));
             }
         }

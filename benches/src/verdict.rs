@@ -58,7 +58,7 @@ pub(crate) fn table(samples: &[Sample]) {
         }
     }
     print!("\n{:<32} {:>8} {:>8} {:>7} {:>7} {:>7}", "picom beside raw", "typed", "by name", "floor", "target", "cpu");
-    others.iter().for_each(|peer| print!(" {:>11}", format!("x {peer}")));
+    others.iter().for_each(|peer| print!(" {:>13}", format!("x {peer}")));
     println!("  missed");
     for check in &CHECKS {
         let Some(value) = reached(samples, check.peer, check) else { continue };
@@ -72,16 +72,25 @@ pub(crate) fn table(samples: &[Sample]) {
         let cpu = rate.then(|| reached(samples, check.peer, &Check { figure: "cpu_us", ..*check }));
         let cpu = cpu.flatten().map_or(String::new(), short);
         line += &format!(" {:>7} {:>7} {cpu:>7}", check.floor, check.target);
-        let ratios: Vec<(&str, Option<f64>)> =
-            others.iter().map(|peer| (*peer, beside(samples, peer, check))).collect();
+        let ratios = ratios(samples, &others, check);
         for (_, ratio) in &ratios {
-            line += &format!(" {:>11}", ratio.map_or(String::new(), short));
+            line += &format!(" {:>13}", ratio.map_or(String::new(), short));
         }
-        println!("{line}  {}", missed(check, value, &ratios).join(", "));
+        let mut all = missed(check, value, &ratios);
+        if let Some(value) = by_name {
+            let ratios = self::ratios(samples, &others, &Check { peer: ByName::NAME, ..*check });
+            all.extend(missed(check, value, &ratios).iter().map(|missed| format!("by name {missed}")));
+        }
+        println!("{line}  {}", all.join(", "));
     }
 }
 
-/// picom's figure through another framework's.
+/// A check's peer's figure through every other framework's.
+fn ratios<'a>(samples: &[Sample], others: &[&'a str], check: &Check) -> Vec<(&'a str, Option<f64>)> {
+    others.iter().map(|peer| (*peer, beside(samples, peer, check))).collect()
+}
+
+/// Its figure through another framework's.
 fn beside(samples: &[Sample], peer: &str, check: &Check) -> Option<f64> {
     match check.beside {
         Beside::Peer(_) | Beside::Best(_) => None,

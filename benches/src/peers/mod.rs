@@ -23,9 +23,11 @@ pub(crate) const ALL: &[&str] = &[
     raw::Raw::NAME,
     picom::Typed::NAME,
     picom_name::ByName::NAME,
+    picom_consul::ThroughConsul::NAME,
     tarpc::Tarpc::NAME,
     tarpc::TarpcMp::NAME,
     tonic::Tonic::NAME,
+    tonic::TonicTuned::NAME,
     volo::Volo::NAME,
     moleculer::NAME,
 ];

@@ -1,4 +1,4 @@
-//! picom through a trait, every option at its default.
+//! picom through a trait, every option at its default, but for one limit where more connections come than it lets through.
 //!
 //! Owns the service that `picom_name` calls by name as well. Must never mark a method or set an option to be faster.
 //! Next: `peer` for the contract.
@@ -91,16 +91,15 @@ pub(super) async fn count_bytes(mut chunks: Streaming<Bytes>) -> Result<u64, Sta
     Ok(bytes)
 }
 
-/// A node that serves where the listener was: picom binds for itself. Nobody measures the limits on connections, whose
-/// defaults keep one address from having ten thousand.
-pub(super) fn server(listener: TcpListener) -> Builder {
+/// A node that serves where the listener was: picom binds for itself.
+pub(super) fn server(listener: TcpListener, connections: Option<usize>) -> Builder {
     let address = listener.local_addr().expect("a bound address");
     drop(listener);
-    Picom::builder(SERVICE)
-        .bind("127.0.0.1")
-        .port(address.port())
-        .max_connections(20_000)
-        .max_connections_per_peer(20_000)
+    let node = Picom::builder(SERVICE).bind("127.0.0.1").port(address.port());
+    match connections {
+        Some(connections) => node.max_connections_per_peer(connections),
+        None => node,
+    }
 }
 
 /// The registry of those who know the address.
@@ -143,9 +142,9 @@ impl Peer for Typed {
     const STREAMS: bool = true;
     type Client = TypedCalls;
 
-    async fn serve(listener: TcpListener) {
+    async fn serve(listener: TcpListener, connections: Option<usize>) {
         let registry = fixed(listener.local_addr().expect("a bound address"));
-        serve(server(listener).registry(registry)).await;
+        serve(server(listener, connections).registry(registry)).await;
     }
 
     async fn connect(address: SocketAddr) -> TypedCalls {

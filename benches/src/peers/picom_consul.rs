@@ -15,8 +15,8 @@ impl Peer for ThroughConsul {
     const STREAMS: bool = true;
     type Client = TypedCalls;
 
-    async fn serve(listener: TcpListener) {
-        picom::serve(picom::server(listener)).await;
+    async fn serve(listener: TcpListener, connections: Option<usize>) {
+        picom::serve(picom::server(listener, connections)).await;
     }
 
     async fn connect(_: SocketAddr) -> TypedCalls {

@@ -56,9 +56,9 @@ impl Peer for ByName {
     const STREAMS: bool = true;
     type Client = CallsByName;
 
-    async fn serve(listener: TcpListener) {
+    async fn serve(listener: TcpListener, connections: Option<usize>) {
         let registry = fixed(listener.local_addr().expect("a bound address"));
-        let node = server(listener).registry(registry).build().expect("options that work");
+        let node = server(listener, connections).registry(registry).build().expect("options that work");
         node.expose(methods()).await.expect("the port is still free");
         std::future::pending::<()>().await;
     }

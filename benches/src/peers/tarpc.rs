@@ -33,7 +33,7 @@ impl Peer for Tarpc {
     const STREAMS: bool = false;
     type Client = RpcClient;
 
-    async fn serve(listener: TcpListener) {
+    async fn serve(listener: TcpListener, _: Option<usize>) {
         serve(listener, Bincode::default).await;
     }
 
@@ -47,7 +47,7 @@ impl Peer for TarpcMp {
     const STREAMS: bool = false;
     type Client = RpcClient;
 
-    async fn serve(listener: TcpListener) {
+    async fn serve(listener: TcpListener, _: Option<usize>) {
         serve(listener, MessagePack::default).await;
     }
 

@@ -68,7 +68,7 @@ async fn check<P: Peer>() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
-    let server = tokio::spawn(P::serve(listener));
+    let server = tokio::spawn(P::serve(listener, None));
     let calls = async {
         let client = P::connect(address).await;
         check_calls(&client).await;

@@ -75,7 +75,7 @@ impl Peer for Tonic {
     const STREAMS: bool = true;
     type Client = TonicClient;
 
-    async fn serve(listener: TcpListener) {
+    async fn serve(listener: TcpListener, _: Option<usize>) {
         serve(listener, Server::builder()).await;
     }
 
@@ -89,7 +89,7 @@ impl Peer for TonicTuned {
     const STREAMS: bool = true;
     type Client = TonicClient;
 
-    async fn serve(listener: TcpListener) {
+    async fn serve(listener: TcpListener, _: Option<usize>) {
         let server = Server::builder()
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

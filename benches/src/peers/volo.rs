@@ -31,7 +31,7 @@ impl Peer for Volo {
     const STREAMS: bool = false;
     type Client = VoloClient;
 
-    async fn serve(listener: TcpListener) {
+    async fn serve(listener: TcpListener, _: Option<usize>) {
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         Server::new(Handler).multiplex(true).run(DefaultIncoming::from(listener)).await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! W1, one call after the other; W2, many in flight on one connection; W3, echoes of bodies.
+//! W1, one call after the other; W2, many in flight on one connection, and W7, which is that beside Consul; W3, echoes of bodies.
 //!
 //! Must never send what a caller would not: each waits for its answer and calls again. Next: `meter`.
 
@@ -17,7 +17,7 @@ use crate::sample::percentiles;
 pub(crate) fn in_flight(workload: &str) -> Option<usize> {
     match workload.split_once('-') {
         None if workload == "w1" => Some(1),
-        Some(("w2", number)) => number.parse().ok(),
+        Some(("w2" | "w7", number)) => number.parse().ok(),
         _ => None,
     }
 }

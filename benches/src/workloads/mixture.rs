@@ -46,9 +46,13 @@ pub(crate) async fn run<C: Client>(client: C, streams: bool, plan: &Plan) -> Fig
     task.await.expect("the calls succeed");
 
     let mut figures = calls::figures(used, loaded.len(), &loaded);
-    // The bulk has used most of it: per call it says nothing.
+    // The bulk has used most of it: per call it says nothing. For each MB it still has the small calls in it.
     figures.retain(|name, _| !name.ends_with("cpu_us"));
-    figures.insert("bulk_mb_s".to_owned(), moved as f64 / 1e6 / used.seconds);
+    let mb = moved as f64 / 1e6;
+    if let Some(server) = used.server_cpu {
+        figures.insert("cpu_us_mb".to_owned(), (used.client_cpu + server) * 1e6 / mb);
+    }
+    figures.insert("bulk_mb_s".to_owned(), mb / used.seconds);
     figures.insert("quiet_p50_us".to_owned(), quiet.value_at_quantile(0.5) as f64 / 1e3);
     figures.insert("quiet_p99_us".to_owned(), quiet.value_at_quantile(0.99) as f64 / 1e3);
     figures

@@ -1,11 +1,11 @@
 //! What is asked of every peer.
 //!
-//! Owns the names of the workloads and the clocks around them. Must never treat peers differently. Next: `calls` for W1, W2
-//! to W3, then one file for each; W7 is W1 and W2 through another registry.
+//! Owns the names of the workloads and the clocks around them. Must never treat peers differently. Next: `calls` for W1 to
+//! W3 and W7, then one file for each.
 
 pub(crate) mod calls;
 mod growth;
-mod idle;
+pub(crate) mod idle;
 mod meter;
 mod mixture;
 mod streams;

@@ -6,6 +6,7 @@
 use std::future::{Future, poll_fn};
 use std::io::IoSlice;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
@@ -22,6 +23,9 @@ use super::slab::{Entry, Slab};
 use super::{down, up};
 use crate::peer::{Client, Feed};
 
+/// Small frames that are worth a write of their own, and those that should not wait for more.
+const PLENTY: RangeInclusive<usize> = 32..=128;
+
 pub(crate) struct Shared {
     state: Mutex<State>,
     socket: OwnedWriteHalf,
@@ -32,6 +36,8 @@ pub(crate) struct State {
     pub(crate) slab: Slab,
     /// The writer, while it sleeps.
     pub(crate) writer: Option<Waker>,
+    /// Whether the writer has begun what nobody else may write into.
+    sending: bool,
     /// Streams up that wait for room in the outbox.
     pub(crate) crowd: Vec<Waker>,
 }
@@ -42,13 +48,16 @@ impl Shared {
         self.state.lock().expect("no panic with the lock held")
     }
 
-    /// Lets the caller's frame be sent: by itself if it is alone, else by the writer, which then has more to send.
+    /// Lets the caller's frame be sent: by itself if it is alone, else by the writer, which then has more to send; but half of
+    /// the calls at once, so that the server works on them while the other half is made.
     #[inline]
     pub(crate) fn send(&self, mut state: MutexGuard<'_, State>) {
-        if state.writer.is_none() {
+        let plenty = (state.slab.used / 2).clamp(*PLENTY.start(), *PLENTY.end());
+        let now = state.slab.used == 1 || state.out.frames >= plenty;
+        if now && !state.sending && self.write_now(&mut state) {
             return;
         }
-        if state.slab.used == 1 && self.write_now(&mut state) {
+        if state.writer.is_none() {
             return;
         }
         let writer = state.writer.take();
@@ -59,6 +68,7 @@ impl Shared {
     /// Writes what is there if it is small; whether all of it is gone.
     #[inline]
     fn write_now(&self, state: &mut State) -> bool {
+        state.out.frames = 0;
         let Some(small) = state.out.only_small() else { return false };
         let Ok(bytes) = self.socket.try_write(small) else { return false };
         small.drain(..bytes);
@@ -73,7 +83,7 @@ pub(crate) async fn connect(address: SocketAddr) -> Caller {
     let stream = TcpStream::connect(address).await.expect("a server");
     stream.set_nodelay(true).expect("an open connection");
     let (reader, socket) = stream.into_split();
-    let state = State { out: Outbox::default(), slab: Slab::new(), writer: None, crowd: Vec::new() };
+    let state = State { out: Outbox::default(), slab: Slab::new(), writer: None, sending: false, crowd: Vec::new() };
     let shared = Arc::new(Shared { state: Mutex::new(state), socket });
     tokio::spawn(write(Arc::clone(&shared)));
     tokio::spawn(read(Arc::clone(&shared), reader));
@@ -85,6 +95,7 @@ async fn write(shared: Arc<Shared>) {
     loop {
         poll_fn(|cx| {
             let mut state = shared.lock();
+            state.sending = false;
             if !state.out.is_empty() {
                 return Poll::Ready(());
             }
@@ -96,6 +107,7 @@ async fn write(shared: Arc<Shared>) {
         tokio::task::yield_now().await;
         let crowd = {
             let mut state = shared.lock();
+            state.sending = true;
             sending.load(&mut state.out);
             std::mem::take(&mut state.crowd)
         };
@@ -145,10 +157,9 @@ fn deliver(slab: &mut Slab, inbox: &mut Inbox, wakers: &mut Vec<Waker>) {
                 *total = Some(number(body.look()));
                 wakers.extend(waker.take());
             }
-            (Kind::BodyPart, Entry::Body { parts, .. }) => parts.push(body.take()),
-            (Kind::BodyEnd, Entry::Body { parts, whole, waker }) => {
-                parts.push(body.take());
-                *whole = true;
+            (Kind::BodyPart, Entry::Body { size, parts, .. }) => body.join(parts, *size),
+            (Kind::BodyEnd, Entry::Body { parts, whole, waker, .. }) => {
+                *whole = Some(body.end(std::mem::take(parts)));
                 wakers.extend(waker.take());
             }
             (Kind::Data, Entry::Down { queue, waker, .. }) => {
@@ -185,33 +196,29 @@ impl Client for Caller {
         let shared = &*self.0;
         let key = {
             let mut state = shared.lock();
-            let key = state.slab.insert(Entry::Body { parts: Vec::new(), whole: false, waker: None });
+            let key =
+                state.slab.insert(Entry::Body { size: body.len(), parts: BytesMut::new(), whole: None, waker: None });
             state.out.message(Kind::EchoPart, Kind::EchoEnd, key, body);
             shared.send(state);
             key
         };
-        let mut parts = poll_fn(|cx| {
+        poll_fn(|cx| {
             let mut state = shared.lock();
             match state.slab.get(key) {
-                Some(Entry::Body { parts, whole: true, .. }) => {
-                    let parts = std::mem::take(parts);
-                    state.slab.remove(key);
-                    Poll::Ready(parts)
-                }
-                Some(Entry::Body { waker, .. }) => {
-                    *waker = Some(cx.waker().clone());
-                    Poll::Pending
-                }
+                Some(Entry::Body { whole, waker, .. }) => match whole.take() {
+                    Some(whole) => {
+                        state.slab.remove(key);
+                        Poll::Ready(whole)
+                    }
+                    None => {
+                        *waker = Some(cx.waker().clone());
+                        Poll::Pending
+                    }
+                },
                 _ => unreachable!("the call is in its place"),
             }
         })
-        .await;
-        if parts.len() == 1 {
-            return parts.remove(0);
-        }
-        let mut whole = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
-        parts.iter().for_each(|part| whole.extend_from_slice(part));
-        whole.freeze()
+        .await
     }
 
     async fn items_down(&self, count: u64, feed: Feed) -> u64 {

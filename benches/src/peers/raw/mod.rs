@@ -22,8 +22,11 @@ use crate::peer::Peer;
 const FRAGMENT: usize = 64 << 10;
 /// Bulk that is handed to the socket before small frames get their next chance.
 const QUANTUM: usize = 256 << 10;
-/// Bytes of one stream that may be under way; given back by halves.
-const WINDOW: usize = 1 << 20;
+/// Bytes of one stream down that may be under way; given back by halves. Small answers wait behind them: four times as many
+/// move no more bulk and keep a call waiting longer.
+const WINDOW: usize = 256 << 10;
+/// The same for a stream up, which is slower with less: the server takes what came before it writes any credit.
+const WINDOW_UP: usize = 1 << 20;
 /// Bodies from here on are written and read by reference.
 const BY_REFERENCE: usize = 2 << 10;
 /// Items of a stream go in frames of this many bytes.
@@ -36,7 +39,7 @@ impl Peer for Raw {
     const STREAMS: bool = true;
     type Client = client::Caller;
 
-    async fn serve(listener: TcpListener) {
+    async fn serve(listener: TcpListener, _: Option<usize>) {
         server::serve(listener).await;
     }
 

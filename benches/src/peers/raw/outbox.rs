@@ -17,6 +17,8 @@ pub(crate) const SLICES: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     small: Vec<u8>,
+    /// Small frames in it.
+    pub(crate) frames: usize,
     bulk: VecDeque<Part>,
     bulk_bytes: usize,
 }
@@ -33,6 +35,7 @@ impl Outbox {
     pub(crate) fn small(&mut self, kind: Kind, key: Key, body: &[u8]) {
         self.small.extend_from_slice(&Head::new(kind, key, body.len()).bytes());
         self.small.extend_from_slice(body);
+        self.frames += 1;
     }
 
     /// Adds the body of a message that is not in parts yet; its last frame has the kind `end`.
@@ -94,6 +97,7 @@ impl Sending {
     pub(crate) fn load(&mut self, out: &mut Outbox) {
         debug_assert!(self.is_empty(), "what was taken first goes first");
         std::mem::swap(&mut self.small, &mut out.small);
+        out.frames = 0;
         let mut bytes = 0;
         while bytes < QUANTUM {
             let Some(part) = out.bulk.pop_front() else { break };

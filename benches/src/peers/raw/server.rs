@@ -13,11 +13,11 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::WINDOW;
 use super::frame::{Key, Kind, number};
 use super::inbox::Inbox;
 use super::outbox::{Outbox, SLICES, Sending};
 use super::sources::Source;
+use super::{WINDOW, WINDOW_UP};
 use crate::peer::Feed;
 
 pub(crate) async fn serve(listener: TcpListener) {
@@ -148,7 +148,7 @@ impl Connection {
                         false => up.total += body.len() as u64,
                     }
                     up.unreturned += body.len();
-                    if up.unreturned >= WINDOW / 2 {
+                    if up.unreturned >= WINDOW_UP / 2 {
                         self.out.small(Kind::Credit, key, &(up.unreturned as u64).to_le_bytes());
                         up.unreturned = 0;
                     }
@@ -175,8 +175,8 @@ impl Connection {
         let mut idle = 0;
         while idle < self.downs.len() && !self.out.is_full() {
             let Some(mut down) = self.downs.pop_front() else { break };
-            // The last chunk may be larger than what is left.
-            let next = if down.credit <= 0 { Poll::Pending } else { down.source.poll(cx) };
+            // Items are not cut, so that their last frame may be longer than what is left.
+            let next = if down.credit <= 0 { Poll::Pending } else { down.source.poll(cx, down.credit) };
             match next {
                 Poll::Ready(Some(bytes)) => {
                     down.credit -= bytes.len() as i64;

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::frame::Key;
 
@@ -20,9 +20,11 @@ pub(crate) enum Entry {
     /// A call for a number.
     Waiting(Waker),
     Number(u64),
+    /// A call for a message of about this size: its parts, and all of it.
     Body {
-        parts: Vec<Bytes>,
-        whole: bool,
+        size: usize,
+        parts: BytesMut,
+        whole: Option<Bytes>,
         waker: Option<Waker>,
     },
     Down {

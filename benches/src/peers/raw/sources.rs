@@ -23,7 +23,7 @@ pub(crate) const ITEM: usize = 9;
 /// One stream's source.
 pub(crate) enum Source {
     Items(BoxStream<'static, u64>),
-    Chunks { left: u64, chunk: Bytes },
+    Chunks { left: u64, chunk: Bytes, rest: Bytes },
 }
 
 impl Source {
@@ -43,11 +43,11 @@ impl Source {
     }
 
     pub(crate) fn chunks(count: u64, size: usize) -> Self {
-        Self::Chunks { left: count, chunk: Bytes::from(vec![7; size]) }
+        Self::Chunks { left: count, chunk: Bytes::from(vec![7; size]), rest: Bytes::new() }
     }
 
-    /// What to send next: as many items as are ready and fit a frame, or a chunk. `None` at the end.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    /// What to send next: as many items as are ready and fit a frame, or what there is credit for of a chunk. `None` at the end.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, credit: i64) -> Poll<Option<Bytes>> {
         match self {
             Self::Items(items) => {
                 let mut batch = BytesMut::new();
@@ -67,10 +67,13 @@ impl Source {
                 }
                 Poll::Ready(Some(batch.freeze()))
             }
-            Self::Chunks { left: 0, .. } => Poll::Ready(None),
-            Self::Chunks { left, chunk } => {
-                *left -= 1;
-                Poll::Ready(Some(chunk.clone()))
+            Self::Chunks { left: 0, rest, .. } if rest.is_empty() => Poll::Ready(None),
+            Self::Chunks { left, chunk, rest } => {
+                if rest.is_empty() {
+                    *left -= 1;
+                    *rest = chunk.clone();
+                }
+                Poll::Ready(Some(rest.split_to(rest.len().min(credit as usize))))
             }
         }
     }

@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
-use super::WINDOW;
+use super::WINDOW_UP;
 use super::client::Shared;
 use super::frame::{Key, Kind};
 use super::slab::Entry;
@@ -25,12 +25,18 @@ pub(crate) async fn chunks(shared: &Shared, count: u64, size: usize) -> u64 {
 async fn send(shared: &Shared, kind: Kind, mut source: Source) -> u64 {
     let key = {
         let mut state = shared.lock();
-        let key = state.slab.insert(Entry::Up { credit: WINDOW as i64, total: None, waker: None });
+        let key = state.slab.insert(Entry::Up { credit: WINDOW_UP as i64, total: None, waker: None });
         state.out.bulk(kind, key, Bytes::new());
         shared.send(state);
         key
     };
-    while let Some(piece) = poll_fn(|cx| source.poll(cx)).await {
+    let mut credit = 0;
+    loop {
+        while credit <= 0 {
+            credit += granted(shared, key).await;
+        }
+        let Some(piece) = poll_fn(|cx| source.poll(cx, credit)).await else { break };
+        credit -= piece.len() as i64;
         push(shared, key, piece).await;
     }
     {
@@ -56,23 +62,27 @@ async fn send(shared: &Shared, kind: Kind, mut source: Source) -> u64 {
     .await
 }
 
-/// Appends a piece when there is credit and room for it.
+/// All the credit that has come.
+async fn granted(shared: &Shared, key: Key) -> i64 {
+    poll_fn(|cx| match shared.lock().slab.get(key) {
+        Some(Entry::Up { credit: credit @ 1.., .. }) => Poll::Ready(std::mem::take(credit)),
+        Some(Entry::Up { waker, .. }) => {
+            *waker = Some(cx.waker().clone());
+            Poll::Pending
+        }
+        _ => unreachable!("the stream is in its place"),
+    })
+    .await
+}
+
+/// Appends a piece when there is room for it.
 async fn push(shared: &Shared, key: Key, piece: Bytes) {
     poll_fn(|cx| {
         let mut state = shared.lock();
-        let full = state.out.is_full();
-        let Some(Entry::Up { credit, waker, .. }) = state.slab.get(key) else {
-            unreachable!("the stream is in its place")
-        };
-        if *credit <= 0 {
-            *waker = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        if full {
+        if state.out.is_full() {
             state.crowd.push(cx.waker().clone());
             return Poll::Pending;
         }
-        *credit -= piece.len() as i64;
         state.out.bulk(Kind::Data, key, piece.clone());
         shared.send(state);
         Poll::Ready(())
