@@ -8,6 +8,8 @@
 mod consul;
 mod feed;
 mod fixed;
+#[cfg(feature = "manifest")]
+mod manifest;
 mod memory;
 mod url;
 
@@ -24,6 +26,8 @@ use tokio::time::Instant;
 #[cfg(feature = "consul")]
 pub use consul::Consul;
 pub use fixed::Fixed;
+#[cfg(feature = "manifest")]
+pub use manifest::{Details, Event, Events, MAX_DATA, Manifest, Record, RecordId, Refusals};
 pub use memory::Memory;
 pub use url::from_url;
 
