@@ -21,7 +21,10 @@ pub(super) const CONGESTED: usize = 1024 * 1024;
 /// With so many frames waiting, they are better written than joined by more: the peer then works on them while the next are
 /// made. Waiting for everybody makes both sides take turns; 256 calls in flight between two cores are then 1.25 M calls a
 /// second, and 2.07 M so. Fewer cost more system calls than they save waiting, more do not split 256 calls evenly.
-const PLENTY_FRAMES: usize = 128;
+pub(super) const PLENTY_FRAMES: usize = 128;
+
+/// Fewer than these are not worth a system call of their own, however few calls there are.
+const FEW_FRAMES: usize = 32;
 
 /// The same in bytes: 64 calls of 1 KiB in flight are then 869,000 calls a second rather than 473,000.
 const PLENTY_BYTES: usize = 32 * 1024;
@@ -67,9 +70,10 @@ impl Outbox {
         self.committed >= CONGESTED
     }
 
-    /// Whether so much waits that it should not wait for more.
-    pub(super) fn is_plenty(&self) -> bool {
-        self.frames >= PLENTY_FRAMES || self.committed >= PLENTY_BYTES
+    /// Whether so much waits that it should not wait for more: these frames, but neither too few nor more than plenty, or many
+    /// bytes.
+    pub(super) fn is_plenty(&self, frames: usize) -> bool {
+        self.frames >= frames.clamp(FEW_FRAMES, PLENTY_FRAMES) || self.committed >= PLENTY_BYTES
     }
 
     /// Where the next frame will begin.

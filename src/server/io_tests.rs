@@ -214,8 +214,8 @@ async fn calls_made_together_leave_and_are_answered_together() {
     }
     let writes = will.writes.load(Ordering::SeqCst) - before[0];
     let reads = will.reads.load(Ordering::SeqCst) - before[1];
-    // The first is alone and leaves at once; the others go together.
-    assert!(writes <= 3 && reads <= 3, "100 calls took {writes} writes and {reads} reads");
+    // The first is alone and leaves at once; the others go in a few batches, so that the server need not wait for the last.
+    assert!(writes <= 4 && reads <= 4, "100 calls took {writes} writes and {reads} reads");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -98,3 +98,20 @@ fn a_body_that_came_with_its_call_can_be_taken_whole_and_others_cannot() {
     assert_eq!(read_messages(&mut pair.client, id), [b"sum"]);
     pair.assert_clean();
 }
+
+#[test]
+fn half_of_a_few_open_calls_are_plenty_and_half_of_many_are_no_more_than_that() {
+    let mut pair = Pair::ready();
+    // How many calls are opened before what waits is better written, each time.
+    let batches: Vec<usize> = (0..4)
+        .map(|_| {
+            let opened = (1..).find(|_| {
+                pair.open("m", b"", true);
+                pair.client.has_plenty()
+            });
+            transmit(&mut pair.client);
+            opened.unwrap()
+        })
+        .collect();
+    assert_eq!(batches, [32, 32, 63, 128]);
+}
