@@ -103,7 +103,10 @@ impl Table {
         let Some(owner) = self.owners.get_mut(&id) else { return self.owners.len() < MAX_OWNERS };
         let is_news = (incarnation, beat) > (owner.incarnation, owner.beat);
         if owner.is_gone() {
-            // It lives after all if it has beaten since; what it has must be told anew.
+            // It lives after all if it has beaten since; what it has must be told anew. Who missed that it left is told.
+            if full && !is_news {
+                self.peer_has(link, id, Some((incarnation, version)));
+            }
             return is_news;
         }
         let is_ahead = (incarnation, version) > (owner.incarnation, owner.version);

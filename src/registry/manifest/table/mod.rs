@@ -245,6 +245,8 @@ impl Table {
                 owner.life = Life::Gone(now);
             }
             self.drop_transient(id);
+            // Others have dropped it too, or will: if it comes back they need everything.
+            self.links.values_mut().for_each(|link| link.forget(id));
         }
         for id in doubtful {
             if let Some(owner) = self.owners.get_mut(&id) {
