@@ -260,6 +260,7 @@
 //! | in code | as a URL | for |
 //! | --- | --- | --- |
 //! | [`registry::Consul`] | `consul://127.0.0.1:8500` | everything that runs on more than one machine |
+//! | [`registry::Manifest`] | `manifest://local`, `manifest://10.0.0.1:3100` | nodes that find each other without a server |
 //! | [`registry::Fixed`] | `fixed://service1=10.0.0.7:4000` | addresses that somebody else keeps right |
 //! | [`registry::Memory`] | `memory://name` | tests and demonstrations, within one process |
 //!

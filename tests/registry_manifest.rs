@@ -318,6 +318,25 @@ async fn forged_joins_are_told_nothing_and_counted() {
 }
 
 #[tokio::test]
+async fn whoever_sits_between_two_members_with_a_secret_can_change_nothing() {
+    let (hub, address) = listening(quick(Manifest::new().secret(SECRET))).await;
+    let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let far = quick(Manifest::new().secret(SECRET)).join(between.local_addr().unwrap().to_string());
+    far.register("far", details(4000)).unwrap();
+    // Lets both join, and then adds a frame of its own: nobody is alive.
+    let (mut left, _) = timeout(PATIENCE, between.accept()).await.unwrap().unwrap();
+    let mut right = TcpStream::connect(&address).await.unwrap();
+    for _ in 0..2 {
+        say(&mut right, &hear(&mut left).await.unwrap()).await.unwrap();
+        say(&mut left, &hear(&mut right).await.unwrap()).await.unwrap();
+    }
+    eventually("both have joined", async || hub.connected().len() == 1 && far.connected().len() == 1).await;
+    say(&mut right, &[2, 0x90]).await.unwrap();
+    eventually("the forged frame is refused", async || hub.refusals().malformed_frames == 1).await;
+    assert_eq!(hub.get("far").unwrap(), []);
+}
+
+#[tokio::test]
 async fn any_bytes_at_any_moment_harm_only_the_connection_they_came_on() {
     let (hub, address) = listening(Manifest::new()).await;
     let friend = Manifest::new().join(&address);

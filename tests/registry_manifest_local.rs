@@ -144,8 +144,8 @@ async fn when_the_holder_of_the_port_is_killed_another_takes_its_place_and_nobod
         member.until("all three", &["holder", "one", "two"]).await;
     }
     for round in 0..2 {
-        holder.child.kill().await.unwrap();
         let killed = Instant::now();
+        holder.child.kill().await.unwrap();
         while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
             assert!(killed.elapsed() < PATIENCE, "nobody took the port");
             sleep(Duration::from_millis(5)).await;

@@ -147,6 +147,7 @@ impl Shared {
     /// Does something with the table and lets everybody know whom that concerns.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut Table, Instant) -> R) -> R {
         let mut table = lock(&self.table);
+        table.listened = self.events.receiver_count() > 0;
         let result = act(&mut table, Instant::now());
         for event in table.take_events() {
             // Without a reader nobody misses it.
@@ -257,12 +258,11 @@ impl Shared {
         if self.peek(|table| table.is_connected(Instant::now())) {
             return Standing::Connected(problem);
         }
-        let was = self.standing.borrow();
-        if *was == Standing::Unknown && places.contains(&Place::Trying) {
-            return Standing::Unknown;
-        }
-        if *was == Standing::Unknown && troubles.is_empty() {
-            // Joined, but not everything was said yet.
+        // Whoever has joined is about to hear everything; whoever is still trying may.
+        let joined = places.get(self.settings.listen.len()..).unwrap_or_default();
+        if *self.standing.borrow() == Standing::Unknown
+            && joined.iter().any(|p| matches!(p, Place::Trying | Place::Fine))
+        {
             return Standing::Unknown;
         }
         let why = troubles.first().map_or_else(|| "the connection is silent".to_owned(), ToString::to_string);

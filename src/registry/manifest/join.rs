@@ -5,14 +5,14 @@
 //! and both hellos, each of which has a fresh random number, so that no proof fits another connection, another member or the
 //! other direction. It must never look at anything else before both proofs are right. Look next at `link.rs` for what follows.
 //!
-//! What this does not do: frames that follow are neither encrypted nor signed, so whoever can change what is on its way
-//! between two machines needs no secret. Where that is possible, members must be connected through a tunnel.
+//! The frames that follow are proved too, with keys that are made of the same, see `seal.rs`. Nothing is encrypted.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
+use super::seal::Seal;
 use super::settings::Secret;
 
 /// Longest frame before both sides have proved themselves, in bytes.
@@ -119,11 +119,26 @@ impl Proofs<'_> {
     }
 
     fn mac(&self, side: Side) -> Option<Hmac<Sha256>> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(self.secret?.bytes()).ok()?;
-        mac.update(match side {
-            Side::Dialled => b"picom manifest 1, dialled\0",
-            Side::Answered => b"picom manifest 1, answered",
+        self.mac_of(match side {
+            Side::Dialled => b"picom manifest 1, join dialled",
+            Side::Answered => b"picom manifest 1, join answered",
+        })
+    }
+
+    /// What proves the frames that this side sends.
+    pub(super) fn seal(&self, side: Side) -> Seal {
+        let key = self.mac_of(match side {
+            Side::Dialled => b"picom manifest 1, frames dialled",
+            Side::Answered => b"picom manifest 1, frames answered",
         });
+        Seal::new(key.and_then(|key| Hmac::new_from_slice(&key.finalize().into_bytes()).ok()))
+    }
+
+    /// A code with the secret over a purpose and both hellos.
+    fn mac_of(&self, purpose: &[u8]) -> Option<Hmac<Sha256>> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.secret?.bytes()).ok()?;
+        mac.update(&(purpose.len() as u64).to_be_bytes());
+        mac.update(purpose);
         for hello in [self.dialled, self.answered] {
             mac.update(&(hello.len() as u64).to_be_bytes());
             mac.update(hello);

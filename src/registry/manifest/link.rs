@@ -19,6 +19,7 @@ use super::engine::Shared;
 use super::frame::MAX_FRAME;
 use super::join::{Hello, MAX_JOIN_FRAME, Proofs, Side};
 use super::record::is_callable;
+use super::seal::{PROOF, Seal};
 use super::table::Unwanted;
 
 /// How long joining may take.
@@ -62,8 +63,8 @@ where
         met = timeout(JOIN_TIMEOUT, meet(shared, &mut reader, &mut write, &origin)) => met,
         () = shared.stop.cancelled() => return End::Refused("the manifest was closed".to_owned()),
     };
-    let link = match met.unwrap_or_else(|_| Err(NotMet::Refused("it did not join in 5 s".to_owned()))) {
-        Ok(link) => Up { shared, link },
+    let (link, mut seals) = match met.unwrap_or_else(|_| Err(NotMet::Refused("it did not join in 5 s".to_owned()))) {
+        Ok((link, seals)) => (Up { shared, link }, seals),
         Err(NotMet::Myself) => return End::Myself,
         Err(NotMet::Refused(why)) => {
             if origin.side == Side::Answered {
@@ -76,10 +77,10 @@ where
     if let Some(place) = origin.place {
         shared.reached(place);
     }
-    reader.decoder_mut().set_max_frame_length(MAX_FRAME);
+    reader.decoder_mut().set_max_frame_length(MAX_FRAME + PROOF);
     let why = tokio::select! {
-        why = listen(shared, link.link, &mut reader) => why,
-        why = speak(shared, link.link, &mut write) => why,
+        why = listen(shared, link.link, &mut reader, &mut seals.theirs) => why,
+        why = speak(shared, link.link, &mut write, &mut seals.mine) => why,
         () = shared.stop.cancelled() => "the manifest was closed".to_owned(),
     };
     let synced = shared.with(|table, _| table.is_synced(link.link));
@@ -97,6 +98,12 @@ impl Drop for Up<'_> {
     fn drop(&mut self) {
         self.shared.with(|table, _| table.link_down(self.link));
     }
+}
+
+/// What proves the frames of either side.
+struct Seals {
+    mine: Seal,
+    theirs: Seal,
 }
 
 enum NotMet {
@@ -121,7 +128,7 @@ async fn meet<I>(
     reader: &mut Reader<I>,
     write: &mut WriteHalf<I>,
     origin: &Origin,
-) -> Result<u64, NotMet>
+) -> Result<(u64, Seals), NotMet>
 where
     I: AsyncRead + AsyncWrite,
 {
@@ -153,6 +160,7 @@ where
         Side::Answered => (theirs.as_ref(), sent.as_slice()),
     };
     let proofs = Proofs { secret: secret.as_ref(), dialled, answered };
+    let (by_dialled, by_answered) = (proofs.seal(Side::Dialled), proofs.seal(Side::Answered));
     if origin.side == Side::Dialled {
         put(write, &proofs.of(Side::Dialled)).await?;
         let proof = take(reader).await?;
@@ -169,7 +177,7 @@ where
                 shared.seen_as(place, seen.to_canonical());
             }
         }
-        return Ok(up);
+        return Ok((up, Seals { mine: by_dialled, theirs: by_answered }));
     }
     let proof = take(reader).await?;
     if !proofs.is_right(Side::Dialled, &proof) {
@@ -187,7 +195,8 @@ where
         return Err(unwanted(why));
     }
     put(write, &proofs.of(Side::Answered)).await?;
-    shared.with(|table, now| table.link_up(hello.owner, hello.birth, now)).map_err(unwanted)
+    let up = shared.with(|table, now| table.link_up(hello.owner, hello.birth, now)).map_err(unwanted)?;
+    Ok((up, Seals { mine: by_answered, theirs: by_dialled }))
 }
 
 fn unwanted(why: Unwanted) -> NotMet {
@@ -226,7 +235,7 @@ async fn take<I: AsyncRead>(reader: &mut Reader<I>) -> Result<BytesMut, String> 
     }
 }
 
-async fn listen<I: AsyncRead>(shared: &Arc<Shared>, link: u64, reader: &mut Reader<I>) -> String {
+async fn listen<I: AsyncRead>(shared: &Arc<Shared>, link: u64, reader: &mut Reader<I>, seal: &mut Seal) -> String {
     loop {
         let frame = match reader.next().await {
             Some(Ok(frame)) => frame.freeze(),
@@ -237,13 +246,17 @@ async fn listen<I: AsyncRead>(shared: &Arc<Shared>, link: u64, reader: &mut Read
             Some(Err(error)) => return error.to_string(),
             None => return "the other side closed it".to_owned(),
         };
+        let Some(frame) = seal.open(frame) else {
+            shared.with(|table, _| table.refusals.malformed_frames += 1);
+            return "a frame was not from the one who joined".to_owned();
+        };
         if let Err(close) = shared.with(|table, now| table.receive(link, frame, now)) {
             return close.0.to_owned();
         }
     }
 }
 
-async fn speak<I: AsyncWrite>(shared: &Arc<Shared>, link: u64, write: &mut WriteHalf<I>) -> String {
+async fn speak<I: AsyncWrite>(shared: &Arc<Shared>, link: u64, write: &mut WriteHalf<I>, seal: &mut Seal) -> String {
     let mut news = shared.news.subscribe();
     let mut out = BytesMut::new();
     loop {
@@ -251,7 +264,9 @@ async fn speak<I: AsyncWrite>(shared: &Arc<Shared>, link: u64, write: &mut Write
         loop {
             while out.len() < BATCH {
                 let Some(frame) = shared.peek(|table| table.next_frame(link, Instant::now())) else { break };
+                let start = out.len();
                 frame.encode(&mut out);
+                seal.close(&mut out, start);
             }
             if out.is_empty() {
                 break;

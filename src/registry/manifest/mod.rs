@@ -11,6 +11,7 @@ mod link;
 mod place;
 mod record;
 mod role;
+mod seal;
 mod settings;
 mod table;
 
@@ -59,8 +60,9 @@ const FIRST_WORD: Duration = Duration::from_secs(6);
 /// and only the owner's word counts: what others say in its name is refused by the owner itself, counted, and corrected
 /// everywhere as soon as it has heard of it. Members relay what they hear and do not sign it, therefore a member that knows the
 /// secret *can* make others believe something false of an owner for as long as the owner has not heard of it, and for longer
-/// if nothing but the liar connects the two. Whoever may not lie must not have the secret. Frames are neither encrypted nor
-/// signed on their way: in a network where they could be changed, members belong into a tunnel.
+/// if nothing but the liar connects the two. Whoever may not lie must not have the secret. With a secret every frame is proved,
+/// so that nobody between two machines can change what they say; nothing is encrypted, and whoever listens there can read all
+/// records. Persistent records may be freed by every member.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), picom::registry::RegistryError> {
@@ -187,7 +189,9 @@ impl Manifest {
     pub fn free(&self, id: RecordId) -> Result<Record, RegistryError> {
         let core = self.core()?;
         let record = core.0.with(|table, now| table.free(id, now))?;
-        core.0.unfollow(record.id.number);
+        if record.id.owner == core.0.owner() {
+            core.0.unfollow(record.id.number);
+        }
         core.0.publish();
         Ok(record)
     }
@@ -335,7 +339,6 @@ impl Registry for Manifest {
                 }
             })
         });
-        // Held weakly by nobody: the status is set as long as the registration lives.
         Ok(registration.with_status(move |status| shared.with(|table, now| table.set_status(id.number, &status, now))))
     }
 

@@ -60,6 +60,8 @@ pub(super) struct Table {
     /// Whether silence of all others can only mean that there are none: nobody is looked for.
     pub(super) rooted: bool,
     pub(super) refusals: Refusals,
+    /// Whether anybody wants to know what happens.
+    pub(super) listened: bool,
     events: Vec<Event>,
     touched: BTreeSet<String>,
     news: bool,
@@ -86,6 +88,7 @@ impl Table {
             beaten: None,
             rooted: true,
             refusals: Refusals::default(),
+            listened: true,
             events: Vec::new(),
             touched: BTreeSet::new(),
             news: false,
@@ -285,8 +288,10 @@ impl Table {
         }
         self.roles.entry(content.role().to_owned()).or_default().insert(id);
         self.touched.insert(content.role().to_owned());
-        let record = content.record(id, version);
-        self.event(if old.is_none() { Event::Registered(record) } else { Event::Changed(record) });
+        if self.listened {
+            let record = content.record(id, version);
+            self.event(if old.is_none() { Event::Registered(record) } else { Event::Changed(record) });
+        }
     }
 
     fn unlist(&mut self, id: RecordId, content: &Content) {
@@ -310,7 +315,9 @@ impl Table {
         if id.owner == self.me {
             self.follows.remove(&id.number);
         }
-        self.event(Event::Freed(old.content.record(id, old.version)));
+        if self.listened {
+            self.event(Event::Freed(old.content.record(id, old.version)));
+        }
     }
 
     fn touch_all(&mut self, id: u64) {
@@ -331,7 +338,7 @@ impl Table {
     }
 
     fn event(&mut self, event: Event) {
-        if self.events.len() < MAX_EVENTS {
+        if self.listened && self.events.len() < MAX_EVENTS {
             self.events.push(event);
         }
     }
