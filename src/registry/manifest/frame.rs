@@ -24,7 +24,10 @@ pub(super) const MAX_OWNERS: usize = 1024;
 /// Most frees of persistent records that are remembered, and said at once.
 pub(super) const MAX_FREED: usize = 1024;
 
-/// How one member is doing, as another has heard: owner, incarnation, beat, version, sum of its records or 0.
+/// In place of a sum: whoever says this has had no way to hear more, because somebody on the way has fallen silent.
+pub(super) const UNSURE: u64 = 1;
+
+/// How one member is doing, as another has heard: owner, incarnation, beat, version, sum of its records or 0 or [`UNSURE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Beat(pub(super) u64, pub(super) u64, pub(super) u64, pub(super) u64, pub(super) u64);
 

@@ -275,7 +275,7 @@ async fn speak<I: AsyncWrite>(shared: &Arc<Shared>, link: u64, write: &mut Write
                 write.write_all(&out).await?;
                 write.flush().await
             };
-            match timeout(shared.settings.lifetime, written).await {
+            match timeout(shared.settings.lifetime * 2, written).await {
                 Ok(Ok(())) => out.clear(),
                 Ok(Err(error)) => return error.to_string(),
                 Err(_) => return "the other side does not read".to_owned(),

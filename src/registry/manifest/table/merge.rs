@@ -7,12 +7,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::super::events::Event;
-use super::super::frame::{BadFrame, Beat, Change, Frame, MAX_FRAME, MAX_OWNER_BYTES, MAX_OWNERS, MAX_RECORDS};
+use super::super::frame::{BadFrame, Beat, Change, Frame, MAX_FRAME, MAX_OWNER_BYTES, MAX_OWNERS, MAX_RECORDS, UNSURE};
 use super::super::record::{Content, RecordId};
 use super::owner::{Life, Owner, Stored, sum_of};
 use super::{MAX_TABLE_BYTES, Table};
@@ -34,8 +35,9 @@ impl Table {
     /// Takes in what came over a link.
     pub(in super::super) fn receive(&mut self, link: u64, frame: Bytes, now: Instant) -> Result<(), Close> {
         debug_assert!(frame.len() <= MAX_FRAME);
-        let Some(from) = self.links.get_mut(&link) else { return Err(Close("it was closed")) };
-        from.heard = now;
+        if !self.hear_link(link, now) {
+            return Err(Close("it was closed"));
+        }
         match Frame::decode(frame) {
             Ok(Frame::Pulse { full, beats }) => self.pulse(link, full, &beats, now),
             Ok(Frame::Change(change)) => self.change(link, change, now),
@@ -77,7 +79,9 @@ impl Table {
         let mut behind = false;
         let mut named = BTreeSet::new();
         for beat in beats {
-            named.insert(beat.0);
+            if full {
+                named.insert(beat.0);
+            }
             behind |= self.beat(link, full, *beat, now);
         }
         if full {
@@ -107,15 +111,21 @@ impl Table {
             if full && !is_news {
                 self.peer_has(link, id, Some((incarnation, version)));
             }
-            return is_news;
+            return is_news && sum != UNSURE;
+        }
+        if !full && sum == UNSURE {
+            // Only from where its beats came: what comes another way would have brought a newer one.
+            if owner.beat_from == Some(link) && (incarnation, beat) == (owner.incarnation, owner.beat) {
+                owner.unsure = Some(now);
+                owner.seen_by_link = self.links.get(&link).map_or(Duration::ZERO, |link| link.spoken);
+            }
+            return false;
         }
         let is_ahead = (incarnation, version) > (owner.incarnation, owner.version);
         if is_news && incarnation == owner.incarnation {
-            (owner.beat, owner.seen, owner.doubted) = (beat, now, false);
-            self.count += 1;
-            (owner.beat_at, owner.beat_from) = (self.count, Some(link));
-            if owner.life == Life::Remembered {
-                owner.life = Life::Live;
+            let was = std::mem::replace(&mut owner.life, Life::Live);
+            self.hear(id, beat, link, now);
+            if was == Life::Remembered {
                 self.touch_all(id);
             }
         }
@@ -133,7 +143,7 @@ impl Table {
         let newest = (me.incarnation, me.version);
         let is_forged = incarnation > me.incarnation
             || incarnation == me.incarnation && (beat > me.beat || version > me.version)
-            || sum != 0 && (incarnation, version) == newest && sum != me.sum;
+            || full && sum != 0 && (incarnation, version) == newest && sum != me.sum;
         if is_forged {
             self.defend(incarnation, now);
         } else if full {
@@ -333,12 +343,11 @@ impl Table {
     }
 
     fn settle(&mut self, link: u64, change: &Change, now: Instant) {
-        let Some(owner) = self.owners.get_mut(&change.owner) else { return };
+        let Some(owner) = self.owners.get(&change.owner) else { return };
         if (change.incarnation, change.beat) > (owner.incarnation, owner.beat) || owner.beat_at == 0 {
-            self.count += 1;
-            (owner.beat, owner.seen, owner.doubted) = (change.beat, now, false);
-            (owner.beat_at, owner.beat_from) = (self.count, Some(link));
+            self.hear(change.owner, change.beat, link, now);
         }
+        let Some(owner) = self.owners.get_mut(&change.owner) else { return };
         (owner.incarnation, owner.version) = (change.incarnation, change.to);
         let was_live = owner.life == Life::Live;
         owner.life = if change.gone { Life::Gone(now) } else { Life::Live };

@@ -56,6 +56,11 @@ pub(super) struct Table {
     address: Option<IpAddr>,
     follows: BTreeSet<u64>,
     ticked: Instant,
+    /// For how long others have been speaking, and when they last did. Time in which nobody does proves nothing.
+    listened_for: Duration,
+    listened_at: Instant,
+    /// Of whom nothing can be known now, because somebody on the way has fallen silent.
+    unsure: BTreeSet<u64>,
     beaten: Option<Instant>,
     /// Whether silence of all others can only mean that there are none: nobody is looked for.
     pub(super) rooted: bool,
@@ -85,6 +90,9 @@ impl Table {
             address: None,
             follows: BTreeSet::new(),
             ticked: now,
+            listened_for: Duration::ZERO,
+            listened_at: now,
+            unsure: BTreeSet::new(),
             beaten: None,
             rooted: true,
             refusals: Refusals::default(),
@@ -218,28 +226,46 @@ impl Table {
             self.event(Event::Heartbeat);
         }
         self.expire(now);
+        self.doubt(now);
         self.schedule(now);
     }
 
+    /// Finds those behind links that have fallen silent. Others are told, so that they do not take them for dead either.
+    fn doubt(&mut self, now: Instant) {
+        let silent = |link: &Link| now.duration_since(link.heard) > self.heartbeat * 5 / 4;
+        let is_unsure = |owner: &Owner| {
+            let told = owner.unsure.is_some_and(|at| now.duration_since(at) <= self.heartbeat / 2);
+            told || owner.beat_from.and_then(|link| self.links.get(&link)).is_some_and(silent)
+        };
+        let owners = self.owners.iter().filter(|(_, owner)| !owner.is_gone() && is_unsure(owner));
+        self.unsure = owners.map(|(id, _)| *id).collect();
+    }
+
     fn expire(&mut self, now: Instant) {
-        // Only who has been listening can know that somebody was silent.
-        let listened = if self.rooted { Some(now) } else { self.links.values().filter_map(Link::listened).max() };
         let mut forgotten = Vec::new();
         let (mut dead, mut doubtful) = (Vec::new(), Vec::new());
         for (id, owner) in &mut self.owners {
             owner.prune(now);
-            let silent = |until: Instant| until.saturating_duration_since(owner.seen) >= self.lifetime;
-            match owner.life {
-                Life::Gone(since) => {
-                    let is_over = owner.records.is_empty() && now.duration_since(since) >= TOMBSTONE;
-                    if is_over && *id != self.me {
-                        forgotten.push(*id);
-                    }
+            if let Life::Gone(since) = owner.life {
+                let is_over = owner.records.is_empty() && now.duration_since(since) >= TOMBSTONE;
+                if is_over && *id != self.me {
+                    forgotten.push(*id);
                 }
-                _ if *id == self.me => {}
-                Life::Live | Life::Remembered if listened.is_some_and(silent) => dead.push(*id),
-                Life::Live if silent(now) => doubtful.push(*id),
-                Life::Live | Life::Remembered => {}
+                continue;
+            }
+            if *id == self.me {
+                continue;
+            }
+            // Only who has spoken all the while without a word of it can know that it is silent.
+            let missed = match owner.beat_from.and_then(|link| self.links.get(&link)) {
+                Some(link) => link.spoken.saturating_sub(owner.seen_by_link),
+                None if self.rooted => now.duration_since(owner.seen),
+                None => self.listened_for.saturating_sub(owner.seen_by_all),
+            };
+            if missed >= self.lifetime {
+                dead.push(*id);
+            } else if owner.life == Life::Live && now.duration_since(owner.seen) >= self.lifetime {
+                doubtful.push(*id);
             }
         }
         forgotten.into_iter().for_each(|id| self.forget_owner(id));
@@ -318,6 +344,16 @@ impl Table {
         if self.listened {
             self.event(Event::Freed(old.content.record(id, old.version)));
         }
+    }
+
+    /// The owner has just been heard over this link.
+    fn hear(&mut self, id: u64, beat: u64, link: u64, now: Instant) {
+        self.count += 1;
+        let spoken = self.links.get(&link).map_or(Duration::ZERO, |link| link.spoken);
+        let Some(owner) = self.owners.get_mut(&id) else { return };
+        (owner.beat, owner.doubted) = (beat, false);
+        (owner.seen, owner.seen_by_all, owner.seen_by_link) = (now, self.listened_for, spoken);
+        (owner.beat_at, owner.beat_from) = (self.count, Some(link));
     }
 
     fn touch_all(&mut self, id: u64) {

@@ -42,8 +42,12 @@ pub(super) struct Owner {
     pub(super) incarnation: u64,
     pub(super) version: u64,
     pub(super) beat: u64,
-    /// When its last beat came.
+    /// When its last beat came, by the clock, by the time that all links have been speaking, and by that of the link it came on.
     pub(super) seen: Instant,
+    pub(super) seen_by_all: Duration,
+    pub(super) seen_by_link: Duration,
+    /// When the link of its last beat said that it has no way to know how it is.
+    pub(super) unsure: Option<Instant>,
     pub(super) life: Life,
     /// Its own connection has broken, and nothing was heard of it since.
     pub(super) doubted: bool,
@@ -68,6 +72,9 @@ impl Owner {
             version: 0,
             beat,
             seen: now,
+            seen_by_all: Duration::ZERO,
+            seen_by_link: Duration::ZERO,
+            unsure: None,
             life: Life::Live,
             doubted: false,
             records: BTreeMap::new(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::events::Event;
-use super::super::frame::{Beat, Frame, MAX_OWNERS};
+use super::super::frame::{Beat, Frame, MAX_OWNERS, UNSURE};
 use super::super::record::RecordId;
 use super::Table;
 use super::owner::{Life, Owner};
@@ -27,6 +27,8 @@ pub(super) struct Link {
     pub(super) owner: u64,
     birth: u64,
     pub(super) heard: Instant,
+    /// For how long it has been speaking: like the time, but it does not go on while the other side is silent.
+    pub(super) spoken: Duration,
     /// Whether the other side has said everything that this one lacked when they met.
     pub(super) synced: bool,
     pub(super) refused: u32,
@@ -81,6 +83,7 @@ impl Table {
             owner,
             birth,
             heard: now,
+            spoken: Duration::ZERO,
             synced: false,
             refused: 0,
             knows: None,
@@ -121,9 +124,24 @@ impl Table {
         self.event(Event::Disconnected { owner: link.owner });
     }
 
-    /// Whether the other side has been silent for so long that the connection must be dead.
+    /// Something has come over a link; `false` if there is no such link.
+    pub(super) fn hear_link(&mut self, link: u64, now: Instant) -> bool {
+        // Whoever is well speaks once per heartbeat. A longer silence is not the silence of those of whom it would have told.
+        let most = self.heartbeat * 5 / 4;
+        let Some(link) = self.links.get_mut(&link) else { return false };
+        link.spoken += now.duration_since(link.heard).min(most);
+        link.heard = now;
+        if link.synced {
+            self.listened_for += now.duration_since(self.listened_at).min(most);
+            self.listened_at = now;
+        }
+        true
+    }
+
+    /// Whether the other side has been silent for so long that the connection must be dead. Longer than the lifetime, so that
+    /// one that only stood still keeps its connections, and others do not take those behind it for dead.
     pub(in super::super) fn is_dead(&self, link: u64, now: Instant) -> bool {
-        self.links.get(&link).is_none_or(|link| now.duration_since(link.heard) > self.lifetime)
+        self.links.get(&link).is_none_or(|link| now.duration_since(link.heard) > self.lifetime * 2)
     }
 
     pub(in super::super) fn is_synced(&self, link: u64) -> bool {
@@ -255,11 +273,16 @@ impl Table {
         }
         if std::mem::take(&mut link.pulse) {
             let told = std::mem::replace(&mut link.beats, self.count);
-            let is_news =
-                |owner: &Owner| owner.beat_at > told && owner.beat_from != Some(id) && owner.life == Life::Live;
-            let news = self.owners.iter().filter(|(_, owner)| is_news(owner));
-            let beats: Vec<_> =
-                news.map(|(id, owner)| Beat(*id, owner.incarnation, owner.beat, owner.version, 0)).collect();
+            let beat = |(of, owner): (&u64, &Owner)| {
+                if owner.beat_from == Some(id) || owner.is_gone() {
+                    return None;
+                }
+                let unsure = self.unsure.contains(of);
+                let is_told = unsure || owner.beat_at > told && owner.life == Life::Live;
+                let sum = if unsure { UNSURE } else { 0 };
+                is_told.then_some(Beat(*of, owner.incarnation, owner.beat, owner.version, sum))
+            };
+            let beats: Vec<_> = self.owners.iter().filter_map(beat).collect();
             if !beats.is_empty() {
                 return Some(Frame::Pulse { full: false, beats });
             }
@@ -276,12 +299,12 @@ impl Table {
             (link.digest, link.digest_at) = (false, Some(now));
             (link.pulse, link.beats) = (false, self.count);
         }
-        let told = self.owners.iter().filter(|(_, owner)| owner.is_told()).take(MAX_OWNERS);
+        let told = self.owners.iter().filter(|(_, owner)| owner.life == Life::Remembered || owner.is_told());
         let beat = |(id, owner): (&u64, &Owner)| {
             // Whoever has gone does not beat, whatever it did before.
             let beat = if owner.is_gone() { 0 } else { owner.beat };
             Beat(*id, owner.incarnation, beat, owner.version, owner.sum)
         };
-        Frame::Pulse { full: true, beats: told.map(beat).collect() }
+        Frame::Pulse { full: true, beats: told.take(MAX_OWNERS).map(beat).collect() }
     }
 }

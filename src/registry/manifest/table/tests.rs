@@ -224,6 +224,34 @@ fn an_observer_that_stood_still_removes_nobody() {
 }
 
 #[test]
+fn a_relay_that_stood_still_costs_nobody_behind_it() {
+    // 0 - 1 - 2 - 3 with another connection of 0, so that it is never cut off.
+    for rooted in [true, false] {
+        let mut net = if rooted { Net::new(5) } else { Net::seeking(5) };
+        for (a, b) in [(0, 1), (1, 2), (2, 3), (0, 4)] {
+            net.join(a, b);
+        }
+        let roles = ["r0", "r1", "r2", "r3", "r4"];
+        roles.iter().enumerate().for_each(|(n, role)| assert_eq!(net.add(n, content(role)).number, 1));
+        net.pass(Duration::from_secs(21));
+        net.tables.iter_mut().for_each(|table| table.take_events().clear());
+        net.paused[1] = true;
+        net.pass(Duration::from_secs(8));
+        net.paused[1] = false;
+        net.pass(BEAT * 3);
+        net.everywhere(&roles);
+        for n in [0, 2, 3, 4] {
+            let lost = net.tables[n].take_events().into_iter().filter_map(|event| match event {
+                Event::Freed(record) => Some(record.role),
+                _ => None,
+            });
+            // Only those who are told by others than the one that stood still can know that it does.
+            assert!(lost.into_iter().all(|role| role == "r1"), "member {n} lost somebody who lives");
+        }
+    }
+}
+
+#[test]
 fn who_is_cut_off_remembers_and_who_is_not_forgets() {
     let mut net = Net::seeking(3);
     net.tables[1].rooted = true;
