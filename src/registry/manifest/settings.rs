@@ -115,7 +115,7 @@ impl Settings {
             let written = with_port(address);
             let port =
                 written.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse().ok())?);
-            if !port.is_some_and(|port: u16| port != 0) || written.contains(['/', '@', '?', ' ']) {
+            if port.is_none_or(|port: u16| port == 0) || written.contains(['/', '@', '?', ' ']) {
                 return Err(bad("an address to join is written like 10.0.0.1:3100 or registry.example:3100"));
             }
             if let Ok(parsed) = written.parse() {

@@ -27,6 +27,9 @@ const MAX_REFUSED: u32 = 100;
 /// Most names that a member remembers to have had.
 const MAX_FORMER: usize = 16;
 
+/// A record that is acceptable: its number, its version, and its content as it came and as it was read.
+type Accepted = (u64, u64, Bytes, Arc<Content>);
+
 /// A connection that is of no more use.
 #[derive(Debug, PartialEq, Eq)]
 pub(in super::super) struct Close(pub(in super::super) &'static str);
@@ -200,7 +203,7 @@ impl Table {
                 self.refusals.owners += 1;
                 return;
             }
-            return self.replace(link, change, now);
+            return self.replace(link, &change, now);
         };
         let (known, told) = ((owner.incarnation, owner.version), (incarnation, to));
         if owner.life != Life::Live {
@@ -209,7 +212,7 @@ impl Table {
                 // What has not beaten since is what was known when it went.
                 () if !is_news || gone && owner.is_gone() => self.peer_has_seen(link, id, told),
                 () if from != 0 => self.want_digest(link, now),
-                () => self.replace(link, change, now),
+                () => self.replace(link, &change, now),
             };
         }
         if told < known || told == known && gone {
@@ -219,12 +222,12 @@ impl Table {
             let theirs = change.put.iter().fold(0u64, |sum, put| sum.wrapping_add(sum_of(put.0, put.1, &put.2)));
             // Two truths of one version: somebody lies. The owner will say; until then all believe the same one.
             if from == 0 && theirs > owner.sum {
-                self.replace(link, change, now);
+                self.replace(link, &change, now);
             } else {
                 self.peer_has_seen(link, id, told);
             }
         } else if from == 0 {
-            self.replace(link, change, now);
+            self.replace(link, &change, now);
         } else if incarnation != owner.incarnation || from > owner.version {
             self.want_digest(link, now);
         } else {
@@ -247,7 +250,7 @@ impl Table {
 
     /// Reads the records of a change. Nothing of it is taken if one of them is not acceptable: a table holds all of what an
     /// owner said, or what it said before.
-    fn read(&mut self, link: u64, change: &Change) -> Option<Vec<(u64, u64, Bytes, Arc<Content>)>> {
+    fn read(&mut self, link: u64, change: &Change) -> Option<Vec<Accepted>> {
         let freed: BTreeSet<_> = self.freed.iter().filter(|id| id.owner == change.owner).map(|id| id.number).collect();
         let mut numbers = BTreeSet::new();
         let mut records = Vec::with_capacity(change.put.len());
@@ -293,8 +296,8 @@ impl Table {
     }
 
     /// These are all records of an owner.
-    fn replace(&mut self, link: u64, change: Change, now: Instant) {
-        let Some(records) = self.read(link, &change) else { return };
+    fn replace(&mut self, link: u64, change: &Change, now: Instant) {
+        let Some(records) = self.read(link, change) else { return };
         let before = self.owners.get(&change.owner).map_or(0, |owner| owner.bytes);
         let after = records.iter().map(|(_, _, body, _)| body.len()).sum();
         if !self.fits(link, records.len(), before, after) {
@@ -304,9 +307,9 @@ impl Table {
         let owner = self.owners.entry(change.owner).or_insert_with(|| Owner::new(change.incarnation, change.beat, now));
         owner.forget_freed(change.to);
         let over: Vec<_> = owner.ids(change.owner).into_iter().filter(|id| !numbers.contains(&id.number)).collect();
-        self.put_all(&change, records);
+        self.put_all(change, records);
         over.into_iter().for_each(|id| self.remove(id));
-        self.settle(link, &change, now);
+        self.settle(link, change, now);
     }
 
     /// These are the differences between an earlier version of an owner's records and a later one.
@@ -333,11 +336,11 @@ impl Table {
         self.settle(link, &change, now);
     }
 
-    fn put_all(&mut self, change: &Change, records: Vec<(u64, u64, Bytes, Arc<Content>)>) {
+    fn put_all(&mut self, change: &Change, records: Vec<Accepted>) {
         for (number, version, body, content) in records {
             let known = self.owners.get(&change.owner).and_then(|owner| owner.records.get(&number));
             if known.is_none_or(|known: &Stored| known.version != version || known.content != content) {
-                self.insert(RecordId { owner: change.owner, number }, content, version, body);
+                self.insert(RecordId { owner: change.owner, number }, &content, version, body);
             }
         }
     }

@@ -122,7 +122,7 @@ impl Table {
         me.version += 1;
         let version = me.version;
         let id = RecordId { owner: self.me, number: version };
-        self.insert(id, Arc::new(content), version, body);
+        self.insert(id, &Arc::new(content), version, body);
         if follows {
             self.follows.insert(id.number);
         }
@@ -159,7 +159,7 @@ impl Table {
         }
         me.version += 1;
         let version = me.version;
-        self.insert(id, Arc::new(content), version, body);
+        self.insert(id, &Arc::new(content), version, body);
         self.tell(self.me, None);
     }
 
@@ -302,12 +302,12 @@ impl Table {
         self.touch_all(id);
     }
 
-    fn insert(&mut self, id: RecordId, content: Arc<Content>, version: u64, body: bytes::Bytes) {
+    fn insert(&mut self, id: RecordId, content: &Arc<Content>, version: u64, body: bytes::Bytes) {
         self.count += 1;
         let Some(owner) = self.owners.get_mut(&id.owner) else { return };
         let order = owner.records.get(&id.number).map_or(self.count, |old| old.order);
         let before = owner.bytes;
-        let old = owner.put(id.number, Stored { content: Arc::clone(&content), version, body, order });
+        let old = owner.put(id.number, Stored { content: Arc::clone(content), version, body, order });
         self.bytes = self.bytes - before + owner.bytes;
         if let Some(old) = &old {
             self.unlist(id, &old.content);
