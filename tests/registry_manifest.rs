@@ -396,6 +396,36 @@ async fn one_who_joins_and_says_nothing_is_cut_off_and_many_who_do_not_join_keep
 }
 
 #[tokio::test]
+async fn one_who_joins_and_does_not_read_holds_up_nobody_and_is_cut_off() {
+    let (hub, address) = listening(quick(Manifest::new())).await;
+    let friend = quick(Manifest::new()).join(&address);
+    sees(&friend, "x", 0).await;
+    let mut deaf = joined(&address, 7).await;
+    // It names nobody, so that it is told of everybody, and goes on beating.
+    say(&mut deaf, &[2, 0x90]).await.unwrap();
+    let beating = tokio::spawn(async move {
+        while say(&mut deaf, &[1, 0x90]).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    eventually("both are connected", async || hub.connected().len() == 2).await;
+    let mut round = 0u64;
+    eventually("who does not read is cut off", async || {
+        round += 1;
+        let big = |n: u64| Details { data: [round, n].map(u64::to_be_bytes).concat().repeat(256), ..details(4000) };
+        let records: Vec<_> = (0..50).map(|n| hub.register("x", big(n)).unwrap()).collect();
+        eventually("the other one is told", async || friend.get("x").unwrap().iter().any(|x| x.id == records[49].id))
+            .await;
+        records.iter().for_each(|record| drop(hub.free(record.id).unwrap()));
+        hub.connected().len() == 1
+    })
+    .await;
+    sees(&friend, "x", 0).await;
+    assert_eq!(hub.connected(), [friend.owner().unwrap()]);
+    beating.abort();
+}
+
+#[tokio::test]
 async fn what_no_member_would_take_is_refused_where_it_is_registered() {
     let manifest = Manifest::new();
     let refused = |result: Result<Record, RegistryError>, why: &str| {

@@ -198,6 +198,29 @@ fn a_digest_heals_what_was_lost_or_spoiled() {
 }
 
 #[test]
+fn a_clock_that_is_an_hour_off_changes_nothing() {
+    let mut net = Net::new(2);
+    net.join(0, 1);
+    let id = net.add(0, content("one"));
+    let hour = Duration::from_secs(3600);
+    for (since, reason) in [
+        (Some(std::time::SystemTime::now() + hour), "ahead"),
+        (None, "none"),
+        (Some(std::time::UNIX_EPOCH + hour), "behind"),
+    ] {
+        let status = NodeStatus { since, ..NodeStatus::now(crate::NodeState::Stopped, Some(reason)) };
+        net.tables[0].set_status(id.number, &status, net.now);
+        net.pass(BEAT);
+        let seen = net.tables[1].find(|_| true);
+        assert_eq!(
+            seen[0].details.status.reason.as_deref(),
+            Some(reason),
+            "the newer version counts, not the later time"
+        );
+    }
+}
+
+#[test]
 fn persistent_records_outlive_their_owner_and_may_be_freed_by_anybody() {
     let mut net = Net::new(3);
     net.join(0, 1);
