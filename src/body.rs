@@ -36,7 +36,8 @@ const FIRST_ROOM: usize = 2 * wire::MAX_PAYLOAD;
 const GROWTH: usize = 8;
 
 /// How many bytes of small messages are read at once, before anybody asks for the second: the reader of many waits for each to be
-/// asked for, and few cost little if nobody does. Neither the messages nor what they become may be longer, but for one.
+/// asked for, and few cost little if nobody does. Neither the messages nor what they become, without what that owns elsewhere, may be
+/// longer, but for one.
 const AHEAD: usize = 4 << 10;
 
 /// How many bytes the arguments of one connection's calls may have that are being put together from several pieces.
@@ -85,6 +86,18 @@ pub(crate) struct Cutter {
     limit: usize,
 }
 
+/// The bytes of a piece that were read; they are gone from it when this is dropped.
+struct Used<'a> {
+    piece: &'a mut Bytes,
+    bytes: usize,
+}
+
+impl Drop for Used<'_> {
+    fn drop(&mut self) {
+        self.piece.advance(self.bytes);
+    }
+}
+
 impl Cutter {
     /// Cuts messages of at most `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
@@ -118,17 +131,20 @@ impl Cutter {
     /// Reads messages where they are and counts them, as long as they are whole there, no more than `most`, and `read` takes
     /// them. The others are for [`next`](Self::next).
     fn read_in_place(&mut self, most: usize, mut read: impl FnMut(&[u8]) -> bool) -> usize {
-        let (mut count, mut at) = (0, 0);
-        while count < most && at < AHEAD && self.partial.is_empty() {
-            let rest = self.piece.get(at..).unwrap_or_default();
+        let mut used = Used { piece: &mut self.piece, bytes: 0 };
+        let mut count = 0;
+        while count < most && used.bytes < AHEAD && self.partial.is_empty() {
+            let rest = used.piece.get(used.bytes..).unwrap_or_default();
             let Some((len, prefix)) = wire::parse_prefix(rest).filter(|(len, _)| *len <= self.limit) else { break };
-            if !rest.get(prefix..prefix + len).is_some_and(&mut read) {
+            let Some(message) = rest.get(prefix..prefix + len) else { break };
+            // Also if `read` panics: what was read before must not be read again.
+            used.bytes += prefix + len;
+            if !read(message) {
+                used.bytes -= prefix + len;
                 break;
             }
-            at += prefix + len;
             count += 1;
         }
-        self.piece.advance(at);
         count
     }
 
@@ -397,5 +413,23 @@ mod tests {
         assert_eq!(cutter.read_in_place(usize::MAX, |message| message.len() < 2), 1);
         assert_eq!(cutter.next().unwrap().unwrap().len(), 2);
         assert_eq!(read(&mut cutter, usize::MAX), [3]);
+    }
+
+    #[test]
+    fn what_was_read_before_a_panic_is_not_read_again() {
+        let mut cutter = Cutter::new(AHEAD);
+        cutter.feed(piece_of(&[1, 2, 3, 4]));
+        let mut lens = Vec::new();
+        for _ in 0..2 {
+            let reading = std::panic::AssertUnwindSafe(|| {
+                cutter.read_in_place(usize::MAX, |message| {
+                    assert_ne!(message.len(), 3, "this one panics");
+                    lens.push(message.len());
+                    true
+                })
+            });
+            let _ = std::panic::catch_unwind(reading);
+        }
+        assert_eq!(lens, [1, 2, 4]);
     }
 }

@@ -3,7 +3,8 @@
 //! Owns the step from items to frames on both sides of a call: many small items leave in one piece, long bytes leave by
 //! reference. It must never choose a connection. Look next at [`crate::body`] for the other direction.
 
-use std::pin::Pin;
+use std::future::Future;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -14,6 +15,7 @@ use serde::Serialize;
 use crate::message::{self, MessageError};
 use crate::proto::SendState;
 use crate::status::Status;
+use crate::streaming::ITEMS_COUNTED;
 use crate::transport::link::{Link, Piece};
 use crate::wire::{self, StreamId, WireStatus};
 
@@ -32,6 +34,10 @@ pub(crate) struct Packed<S> {
     packed: BytesMut,
     /// The source had nothing more ready, and those who feed it were let go first.
     waited: bool,
+    /// How many more items are asked for before others have their turn, or the runtime is asked whether they should.
+    uncounted: usize,
+    /// Others had their turn once, so that a handler that is polled in place does not hold up its connection.
+    began: bool,
     /// A long message that follows what is packed.
     long: Option<Piece>,
     /// How the source ended, to be told once what is packed has left.
@@ -42,11 +48,33 @@ pub(crate) struct Packed<S> {
 impl<S> Packed<S> {
     /// Packs `items`, each at most `limit` bytes long.
     pub(crate) fn new(items: S, limit: u64) -> Self {
-        Self { items: Box::pin(items), packed: BytesMut::new(), waited: false, long: None, end: None, limit }
+        Self {
+            items: Box::pin(items),
+            packed: BytesMut::new(),
+            waited: false,
+            uncounted: ITEMS_COUNTED,
+            began: false,
+            long: None,
+            end: None,
+            limit,
+        }
     }
 
     fn take(&mut self) -> Piece {
         Piece::Packed(self.packed.split().freeze())
+    }
+
+    /// Lets others run, after the first items and from then on whenever the runtime says so.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.uncounted == 0 {
+            if !std::mem::replace(&mut self.began, true) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            ready!(pin!(tokio::task::coop::consume_budget()).poll(cx));
+            self.uncounted = ITEMS_COUNTED;
+        }
+        Poll::Ready(())
     }
 
     /// Packs one item. Says whether the piece has to leave now.
@@ -102,6 +130,7 @@ where
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         while this.long.is_none() && this.end.is_none() {
+            ready!(this.poll_turn(cx));
             match this.items.as_mut().poll_next(cx) {
                 Poll::Pending if this.packed.is_empty() => return Poll::Pending,
                 // Who feeds the source item by item may have the next ones ready in a moment, and one frame carries all.
@@ -112,11 +141,14 @@ where
                 Poll::Pending => return Poll::Ready(Some(Ok(this.take()))),
                 Poll::Ready(None) => this.end = Some(Ok(())),
                 Poll::Ready(Some(Err(status))) => this.end = Some(Err(status)),
-                Poll::Ready(Some(Ok(item))) => match this.push(&item) {
-                    Ok(false) => this.waited = false,
-                    Ok(true) => break,
-                    Err(status) => this.end = Some(Err(status)),
-                },
+                Poll::Ready(Some(Ok(item))) => {
+                    this.uncounted -= 1;
+                    match this.push(&item) {
+                        Ok(false) => this.waited = false,
+                        Ok(true) => break,
+                        Err(status) => this.end = Some(Err(status)),
+                    }
+                }
             }
         }
         if !this.packed.is_empty() {
@@ -211,5 +243,25 @@ mod tests {
         assert_eq!(packed.next().await.unwrap().unwrap(), Piece::Packed(Bytes::from_static(&[1, 1])));
         assert!(packed.next().await.unwrap().is_err());
         assert!(packed.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn who_always_has_items_lets_others_run_soon_and_then_again_and_again() {
+        let asked = std::cell::Cell::new(0);
+        let items = stream::repeat(7_u64).inspect(|_| asked.set(asked.get() + 1)).map(Ok::<_, WireStatus>);
+        let mut packed = pin!(Packed::new(items, u64::MAX));
+        for expected in [ITEMS_COUNTED, 128 * ITEMS_COUNTED, 128 * ITEMS_COUNTED] {
+            // Each turn has a budget of its own.
+            tokio::task::yield_now().await;
+            asked.set(0);
+            std::future::poll_fn(|cx| {
+                while packed.as_mut().poll_next(cx).is_ready() {
+                    assert!(asked.get() < 100_000, "a timeout around it would never fire");
+                }
+                Poll::Ready(())
+            })
+            .await;
+            assert_eq!(asked.get(), expected);
+        }
     }
 }

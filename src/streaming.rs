@@ -7,6 +7,7 @@ mod queue;
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -15,6 +16,10 @@ use futures::Stream;
 
 use crate::metadata::Metadata;
 use crate::status::Status;
+
+/// Items that take one unit of the budget that the runtime gives a task, of 128, before it lets others run: counting each of them
+/// takes as long as handing it on.
+pub(crate) const ITEMS_COUNTED: usize = 16;
 
 /// A stream of items: `Stream<Item = Result<T, E>>`.
 ///
@@ -25,6 +30,8 @@ pub struct Streaming<T, E = Status> {
     source: Option<Box<dyn Source<T, E>>>,
     /// Items that were ready beside those that were asked for.
     ready: VecDeque<Result<T, E>>,
+    /// What the runtime has to count of the items that were ready before.
+    uncounted: usize,
     metadata: Option<Arc<OnceLock<Metadata>>>,
 }
 
@@ -53,7 +60,7 @@ impl<T, E> Streaming<T, E> {
 
     /// A stream of what comes from there.
     pub(crate) fn from_source(source: impl Source<T, E> + 'static) -> Self {
-        Self { source: Some(Box::new(source)), ready: VecDeque::new(), metadata: None }
+        Self { source: Some(Box::new(source)), ready: VecDeque::new(), uncounted: 0, metadata: None }
     }
 
     /// The same, with metadata that comes with the first item.
@@ -127,7 +134,16 @@ impl<T, E> Streaming<T, E> {
     #[inline(never)]
     fn poll_source(&mut self, error: Option<Result<T, E>>, cx: &mut Context<'_>) -> Poll<Option<Result<T, E>>> {
         let item = match (error, &mut self.source) {
-            (None, Some(source)) => std::task::ready!(source.poll_items(&mut self.ready, cx)),
+            (None, Some(source)) => {
+                // Who always finds items would never let others run.
+                while self.uncounted > 0 {
+                    std::task::ready!(std::pin::pin!(tokio::task::coop::consume_budget()).poll(cx));
+                    self.uncounted -= 1;
+                }
+                let item = std::task::ready!(source.poll_items(&mut self.ready, cx));
+                self.uncounted = 1 + self.ready.len() / ITEMS_COUNTED;
+                item
+            }
             (error, _) => error,
         };
         if !matches!(item, Some(Ok(_))) {
@@ -170,10 +186,11 @@ impl<T> Sender<T> {
         })
     }
 
-    /// Ends the stream with an error, which the reader gets after the items sent before.
+    /// Ends the stream with an error, which the reader gets after the items sent before. Does not wait, and has happened when it
+    /// is first polled.
     pub async fn abort(self, status: Status) {
-        // Nobody reads any more: then nobody needs the error either.
-        let _ = self.0.send(Err(status)).await;
+        // Without waiting for room: a stream that was to be aborted must not look like one that ended if somebody gives up here.
+        self.0.send_last(Err(status));
     }
 
     /// Waits until nobody reads any more. Cancel safe.
@@ -199,3 +216,56 @@ impl<T> fmt::Display for SendError<T> {
 }
 
 impl<T: fmt::Debug> std::error::Error for SendError<T> {}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use futures::StreamExt;
+
+    /// Always has so many items more.
+    struct Endless(usize);
+
+    impl Source<u8, Status> for Endless {
+        fn poll_items(
+            &mut self,
+            ready: &mut VecDeque<Result<u8, Status>>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<u8, Status>>> {
+            ready.extend((0..self.0).map(|_| Ok(7)));
+            Poll::Ready(Some(Ok(7)))
+        }
+    }
+
+    #[tokio::test]
+    async fn who_always_finds_items_lets_others_run_too() {
+        for more in [0, 1, ITEMS_COUNTED, 255] {
+            tokio::task::yield_now().await;
+            let mut items = Streaming::from_source(Endless(more));
+            let mut count = 0;
+            std::future::poll_fn(|cx| {
+                while items.poll_next_unpin(cx).is_ready() {
+                    count += 1;
+                    assert!(count < 100_000, "a timeout around it would never fire");
+                }
+                Poll::Ready(())
+            })
+            .await;
+            assert!(count <= (128 + 1) * ITEMS_COUNTED + more, "{count} items with {more} at once");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_abort_that_nobody_waits_for_is_an_abort_even_where_there_is_no_room() {
+        let (sender, items) = channel::<u32>();
+        let mut sent = 0;
+        while futures::poll!(std::pin::pin!(sender.send(sent))).is_ready() {
+            sent += 1;
+        }
+        let _ = futures::poll!(std::pin::pin!(sender.abort(Status::aborted("cut"))));
+        let items: Vec<_> = items.collect().await;
+        let (last, before) = items.split_last().unwrap();
+        assert_eq!(before.len(), sent as usize, "what was sent before is lost");
+        assert!(last.is_err(), "a stream that was cut looks like one that ended");
+    }
+}

@@ -311,7 +311,12 @@ impl<A: Arguments, T: DeserializeOwned + 'static, E: Failure> Source<T, E> for I
                 }
                 ItemState::Open(attempt) => {
                     let Some(attempts) = &self.attempts else { return Poll::Ready(None) };
-                    let message = ready!(attempt.poll_message(cx));
+                    let message = attempt.poll_message(cx);
+                    if message.is_pending() {
+                        // Room for what comes together is not kept while nothing comes.
+                        *ready = VecDeque::new();
+                    }
+                    let message = ready!(message);
                     if !self.begun && !matches!(message, Some(Err(_))) {
                         self.begun = true;
                         // Set once: only the first message or the end comes here.

@@ -182,7 +182,8 @@ impl Outbox {
         };
         self.bytes.copy_within(start + len.., start);
         self.bytes.truncate(self.committed - len);
-        self.commit();
+        self.committed = self.bytes.len();
+        self.frames = self.frames.saturating_sub(1);
         self.tail = match self.tail {
             Some((stream, tail)) if tail > start => Some((stream, tail - len)),
             Some((stream, tail)) if tail < start => Some((stream, tail)),

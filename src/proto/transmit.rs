@@ -29,9 +29,7 @@ impl Connection {
     /// the server then works on one half while the callers of the other take their answers, and 64 calls in flight are
     /// 700,000 calls a second rather than 500,000. The server's own answers gain nothing by that.
     pub(crate) fn has_plenty(&self) -> bool {
-        let open = self.open_calls();
-        let few = self.is_client() && open < PLENTY_FRAMES;
-        self.outbox.is_plenty(if few { open / 2 } else { PLENTY_FRAMES })
+        self.outbox.is_plenty(if self.is_client() { self.open_calls() / 2 } else { PLENTY_FRAMES })
     }
 
     /// Fills an empty batch: all small frames, then a quantum of bulk. May produce events.

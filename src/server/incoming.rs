@@ -88,7 +88,12 @@ impl<T: DeserializeOwned + 'static> Source<T, Status> for Items {
         if self.0.read_in_place(ready, |item| message::decode_in_place(item).map(Ok)) {
             return Poll::Ready(ready.pop_front());
         }
-        self.0.poll_message(cx).map(|message| {
+        let message = self.0.poll_message(cx);
+        if message.is_pending() {
+            // Room for what comes together is not kept while nothing comes.
+            *ready = VecDeque::new();
+        }
+        message.map(|message| {
             Some(match message? {
                 Ok(message) => message::decode(&message)
                     .map_err(|error| Status::invalid_argument(format!("an item of the body: {error}"))),

@@ -8,14 +8,13 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use super::Source;
+use super::{ITEMS_COUNTED, Source};
 
 /// Items that wait before `send` does; the reader may have as many more.
 const CAPACITY: usize = 64;
 
-/// Items that are sent for one unit of the budget that the runtime gives a task, of 128: counting each of them takes as long as
-/// sending it.
-const UNCOUNTED: u32 = 15;
+/// Items that are sent before one is counted; see [`ITEMS_COUNTED`].
+const UNCOUNTED: usize = ITEMS_COUNTED - 1;
 
 struct Queue<T> {
     items: VecDeque<T>,
@@ -27,7 +26,7 @@ struct Queue<T> {
     /// Who waits for the reader to go.
     watchers: Vec<Waker>,
     /// How many more items may be sent before the sender lets the runtime count it.
-    uncounted: u32,
+    uncounted: usize,
     sender_gone: bool,
     reader_gone: bool,
 }
@@ -153,6 +152,14 @@ impl<T> Sending<T> {
         queue.uncounted -= 1;
         put(queue, item);
         Ok(())
+    }
+
+    /// Appends a last item although there may be no room; nothing happens if nobody reads any more.
+    pub(super) fn send_last(&self, item: T) {
+        let queue = lock(&self.0);
+        if !queue.reader_gone {
+            put(queue, item);
+        }
     }
 
     pub(super) fn is_closed(&self) -> bool {
