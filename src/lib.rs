@@ -281,6 +281,7 @@
 //! | in code | as a URL | for |
 //! | --- | --- | --- |
 //! | [`registry::Consul`] | `consul://127.0.0.1:8500` | everything that runs on more than one machine |
+//! | [`registry::Manifest`] | `manifest://local`, `manifest://10.0.0.1:3100` | nodes that find each other without a server |
 //! | [`registry::Broadcast`] | `broadcast://10.1.255.255:5000`, on one machine `broadcast://` | one machine or one network, without a server |
 //! | [`registry::Fixed`] | `fixed://service1=10.0.0.7:4000` | addresses that somebody else keeps right |
 //! | [`registry::Memory`] | `memory://name` | tests and demonstrations, within one process |
@@ -382,6 +383,7 @@
 //! | --- | --- | --- |
 //! | `macros` | yes | [`#[picom::service]`](macro@service) |
 //! | `consul` | yes | [`registry::Consul`], with the feature `http` |
+//! | `manifest` | yes | [`registry::Manifest`], with proofs for its secret |
 //! | `broadcast` | yes | [`registry::Broadcast`], with a cipher for its key |
 //! | `http` | yes | [`Sentinel::http`], with an HTTP client and TLS |
 //!

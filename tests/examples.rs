@@ -18,7 +18,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 /// The programs that this file runs; a test keeps it complete.
-const RUN: [&str; 11] = [
+const RUN: [&str; 12] = [
     "by_name",
     "context",
     "errors",
@@ -30,6 +30,7 @@ const RUN: [&str; 11] = [
     "runtime_per_core",
     "service1",
     "service2",
+    "two_terminals",
 ];
 
 /// An example that is about to run, without the variables that would change what it does.
@@ -182,6 +183,21 @@ async fn two_devices_find_each_other_through_consul_and_the_first_leaves_when_to
     assert!(status.success(), "{status}");
     let left = agent.get("/v1/agent/services").await;
     assert_eq!(left.as_object().map(serde_json::Map::len), Some(0), "it is still registered: {left}");
+}
+
+#[tokio::test]
+async fn two_terminals_need_no_server_and_either_may_be_first() {
+    // A port of their own, so that nobody else on this machine is found.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let mut calling = Running::start(example("two_terminals").args(["call", &port]));
+    calling.says("waiting for a greeter").await;
+    let mut serving = Running::start(example("two_terminals").args(["serve", &port]));
+    serving.says("greeter listens at").await;
+    calling.says("hello, Grace, from process").await;
+    let output = succeeds(example("two_terminals").args(["call", &port])).await;
+    says(&output, &["there is one at 127.0.0.1:", "hello, Ada, from process"]);
+    serving.signal("TERM");
+    serving.says("SIGTERM (15): greeter has left").await;
 }
 
 #[test]

@@ -338,6 +338,23 @@ impl Kit for InDatagrams {
     }
 }
 
+#[cfg(feature = "manifest")]
+struct AmongMembers(picom::registry::Manifest, String);
+
+#[cfg(feature = "manifest")]
+impl Kit for AmongMembers {
+    async fn start() -> Option<Self> {
+        let first = picom::registry::Manifest::new().listen("127.0.0.1:0");
+        let address = first.listening().await[0].to_string();
+        Some(Self(first, address))
+    }
+
+    async fn view(&self) -> Arc<dyn Registry> {
+        assert!(!self.0.listening().await.is_empty(), "the first member is there as long as the others");
+        Arc::new(picom::registry::Manifest::new().join(&self.1))
+    }
+}
+
 /// Runs cases against a kit.
 macro_rules! ask {
     ($kit:ty: $($case:ident),+ $(,)?) => { $(
@@ -398,3 +415,6 @@ mod consul { conforms!(InConsul); }
 #[cfg(feature = "broadcast")]
 #[rustfmt::skip]
 mod datagrams { conforms!(InDatagrams); }
+#[cfg(feature = "manifest")]
+#[rustfmt::skip]
+mod members { conforms!(AmongMembers); }

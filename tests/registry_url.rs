@@ -52,11 +52,11 @@ async fn memory_is_shared_by_name() {
 
 #[test]
 fn unknown_schemes_are_told_the_known_ones() {
-    for url in ["manifest://127.0.0.1:3100", "http://127.0.0.1:8500", "nothing", ""] {
+    for url in ["gossip://", "http://127.0.0.1:8500", "nothing", ""] {
         let text = refusal(url);
         assert!(text.contains("fixed://") && text.contains("memory://") && text.contains("consul://"), "{text}");
     }
-    assert!(refusal("manifest://127.0.0.1:3100").contains("manifest"));
+    assert!(refusal("carrier-pigeon://loft").contains("carrier-pigeon"));
 }
 
 #[cfg(feature = "consul")]

@@ -30,6 +30,12 @@ impl Publisher {
         self.0.subscribe()
     }
 
+    /// Whether anybody looks.
+    #[cfg(feature = "manifest")]
+    pub(super) fn is_watched(&self) -> bool {
+        self.0.receiver_count() > 0
+    }
+
     pub(super) fn current(&self) -> Arc<Endpoints> {
         Arc::clone(&self.0.borrow())
     }
@@ -46,7 +52,7 @@ impl Publisher {
     }
 
     /// This list is the best there is, but the registry does not stand by it.
-    #[cfg(feature = "consul")]
+    #[cfg(any(feature = "consul", feature = "manifest"))]
     pub(super) fn stale(&self, endpoints: Vec<Endpoint>, problem: String) {
         self.stale_shared(endpoints.into_iter().map(Arc::new).collect(), problem);
     }

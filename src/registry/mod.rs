@@ -12,6 +12,8 @@ mod combine;
 mod consul;
 mod feed;
 mod fixed;
+#[cfg(feature = "manifest")]
+mod manifest;
 mod memory;
 mod merge;
 mod snapshots;
@@ -34,6 +36,8 @@ pub use combine::Combine;
 #[cfg(feature = "consul")]
 pub use consul::Consul;
 pub use fixed::Fixed;
+#[cfg(feature = "manifest")]
+pub use manifest::{Details, Event, Events, MAX_DATA, Manifest, Record, RecordId, Refusals};
 pub use memory::Memory;
 pub use snapshots::Snapshots;
 pub use url::from_url;

@@ -1,0 +1,296 @@
+//! One connection to another member, over anything that carries bytes.
+//!
+//! Owns joining, the loop that reads and the loop that writes. It must never keep what the other side has not read: what to
+//! say is worked out by the table when there is room for it. Look next at `join.rs` for who is let in, and at
+//! `table/speak.rs` for what is said.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+use futures::StreamExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout};
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+
+use super::engine::Shared;
+use super::frame::MAX_FRAME;
+use super::join::{Hello, MAX_JOIN_FRAME, Proofs, Side};
+use super::record::is_callable;
+use super::seal::{PROOF, Seal};
+use super::table::Unwanted;
+
+/// How long joining may take.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How much is written at once before the other side must have taken it, in bytes.
+const BATCH: usize = 64 << 10;
+
+/// How a connection came about.
+pub(super) struct Origin {
+    pub(super) side: Side,
+    /// Where the other side is, if it is anywhere.
+    pub(super) peer: Option<IpAddr>,
+    /// Which of the places that are dialled it is.
+    pub(super) place: Option<usize>,
+    /// A right to be joining, of which there are not many.
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Why there is no connection any more.
+pub(super) enum End {
+    /// The other side is this very member.
+    Myself,
+    /// It was not joined; the text says why.
+    Refused(String),
+    /// It was joined, and has ended. Whether everything had been said by then.
+    Lost { synced: bool, why: String },
+}
+
+type Reader<I> = FramedRead<ReadHalf<I>, LengthDelimitedCodec>;
+
+/// Joins and speaks until the connection ends.
+pub(super) async fn run<I>(shared: &Arc<Shared>, io: I, mut origin: Origin) -> End
+where
+    I: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (read, mut write) = tokio::io::split(io);
+    let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_JOIN_FRAME).new_codec();
+    let mut reader = FramedRead::new(read, codec);
+    let met = tokio::select! {
+        met = timeout(JOIN_TIMEOUT, meet(shared, &mut reader, &mut write, &origin)) => met,
+        () = shared.stop.cancelled() => return End::Refused("the manifest was closed".to_owned()),
+    };
+    let (link, mut seals) = match met.unwrap_or_else(|_| Err(NotMet::Refused("it did not join in 5 s".to_owned()))) {
+        Ok((link, seals)) => (Up { shared, link }, seals),
+        Err(NotMet::Myself) => return End::Myself,
+        Err(NotMet::Refused(why)) => {
+            if origin.side == Side::Answered {
+                shared.with(|table, _| table.refusals.joins += 1);
+            }
+            return End::Refused(why);
+        }
+    };
+    drop(origin.permit.take());
+    if let Some(place) = origin.place {
+        shared.reached(place);
+    }
+    reader.decoder_mut().set_max_frame_length(MAX_FRAME + PROOF);
+    let why = tokio::select! {
+        why = listen(shared, link.link, &mut reader, &mut seals.theirs) => why,
+        why = speak(shared, link.link, &mut write, &mut seals.mine) => why,
+        () = shared.stop.cancelled() => "the manifest was closed".to_owned(),
+    };
+    let synced = shared.with(|table, _| table.is_synced(link.link));
+    tracing::debug!(why, "a connection to another member has ended");
+    End::Lost { synced, why }
+}
+
+/// Ends the link, however the task ends.
+struct Up<'a> {
+    shared: &'a Arc<Shared>,
+    link: u64,
+}
+
+impl Drop for Up<'_> {
+    fn drop(&mut self) {
+        self.shared.with(|table, _| table.link_down(self.link));
+    }
+}
+
+/// What proves the frames of either side.
+struct Seals {
+    mine: Seal,
+    theirs: Seal,
+}
+
+enum NotMet {
+    Myself,
+    Refused(String),
+}
+
+impl From<String> for NotMet {
+    fn from(why: String) -> Self {
+        Self::Refused(why)
+    }
+}
+
+/// The reasons that one side gives the other, each as a frame of one byte: no proof is that short.
+const WRONG_SECRET: u8 = 1;
+const MYSELF: u8 = 2;
+const TAKEN: u8 = 3;
+const FULL: u8 = 4;
+
+async fn meet<I>(
+    shared: &Arc<Shared>,
+    reader: &mut Reader<I>,
+    write: &mut WriteHalf<I>,
+    origin: &Origin,
+) -> Result<(u64, Seals), NotMet>
+where
+    I: AsyncRead + AsyncWrite,
+{
+    // Read anew for every connection, so that a changed file counts.
+    let secret = shared.settings.secret().map_err(|error| error.to_string())?;
+    let seen = origin.peer.filter(|_| origin.side == Side::Answered);
+    let mine = Hello::new(shared.owner(), shared.birth, secret.is_some(), seen)?;
+    let sent = mine.encode();
+    let (theirs, hello);
+    if origin.side == Side::Dialled {
+        put(write, &sent).await?;
+        theirs = take(reader).await?;
+        hello = Hello::decode(&theirs)?;
+    } else {
+        theirs = take(reader).await?;
+        hello = Hello::decode(&theirs)?;
+        put(write, &sent).await?;
+    }
+    if hello.locked != secret.is_some() {
+        let who = if hello.locked {
+            "the other side has a secret, and this one none"
+        } else {
+            "the other side has no secret"
+        };
+        return Err(who.to_owned().into());
+    }
+    let (dialled, answered) = match origin.side {
+        Side::Dialled => (sent.as_slice(), theirs.as_ref()),
+        Side::Answered => (theirs.as_ref(), sent.as_slice()),
+    };
+    let proofs = Proofs { secret: secret.as_ref(), dialled, answered };
+    let (by_dialled, by_answered) = (proofs.seal(Side::Dialled), proofs.seal(Side::Answered));
+    if origin.side == Side::Dialled {
+        put(write, &proofs.of(Side::Dialled)).await?;
+        let proof = take(reader).await?;
+        match (*proof == [MYSELF], proof.first()) {
+            (true, _) => return Err(NotMet::Myself),
+            (_, Some(&code)) if proof.len() == 1 => return Err(reason(code).to_owned().into()),
+            _ if !proofs.is_right(Side::Answered, &proof) => return Err(reason(WRONG_SECRET).to_owned().into()),
+            _ => {}
+        }
+        let up = shared.with(|table, now| table.link_up(hello.owner, hello.birth, now)).map_err(unwanted)?;
+        if let (Some(place), Some(peer), Some(seen)) = (origin.place, origin.peer, hello.seen) {
+            // Only a loopback address can be where somebody on the same machine sees one.
+            if is_callable(seen) && (peer.is_loopback() || !seen.is_loopback()) {
+                shared.seen_as(place, seen.to_canonical());
+            }
+        }
+        return Ok((up, Seals { mine: by_dialled, theirs: by_answered }));
+    }
+    let proof = take(reader).await?;
+    if !proofs.is_right(Side::Dialled, &proof) {
+        put(write, &[WRONG_SECRET]).await?;
+        return Err(reason(WRONG_SECRET).to_owned().into());
+    }
+    let wanted = shared.with(|table, _| table.is_wanted(hello.owner, hello.birth));
+    if let Err(why) = wanted {
+        let code = match why {
+            Unwanted::Myself => MYSELF,
+            Unwanted::Taken => TAKEN,
+            Unwanted::Full => FULL,
+        };
+        put(write, &[code]).await?;
+        return Err(unwanted(why));
+    }
+    put(write, &proofs.of(Side::Answered)).await?;
+    let up = shared.with(|table, now| table.link_up(hello.owner, hello.birth, now)).map_err(unwanted)?;
+    Ok((up, Seals { mine: by_answered, theirs: by_dialled }))
+}
+
+fn unwanted(why: Unwanted) -> NotMet {
+    match why {
+        Unwanted::Myself => NotMet::Myself,
+        Unwanted::Taken => NotMet::Refused(reason(TAKEN).to_owned()),
+        Unwanted::Full => NotMet::Refused(reason(FULL).to_owned()),
+    }
+}
+
+const fn reason(code: u8) -> &'static str {
+    match code {
+        WRONG_SECRET => "the secrets are not the same",
+        TAKEN => "another process is connected there under the same name",
+        FULL => "it has no room for another connection",
+        _ => "it gives a reason that is not known",
+    }
+}
+
+async fn put<I: AsyncWrite>(write: &mut WriteHalf<I>, frame: &[u8]) -> Result<(), String> {
+    let mut out = BytesMut::with_capacity(size_of::<u32>() + frame.len());
+    out.put_u32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
+    out.extend_from_slice(frame);
+    let written = async {
+        write.write_all(&out).await?;
+        write.flush().await
+    };
+    written.await.map_err(|error| format!("the connection broke while joining: {error}"))
+}
+
+async fn take<I: AsyncRead>(reader: &mut Reader<I>) -> Result<BytesMut, String> {
+    match reader.next().await {
+        Some(Ok(frame)) => Ok(frame),
+        Some(Err(error)) => Err(format!("it is no member of a manifest: {error}")),
+        None => Err("it closed the connection while joining".to_owned()),
+    }
+}
+
+async fn listen<I: AsyncRead>(shared: &Arc<Shared>, link: u64, reader: &mut Reader<I>, seal: &mut Seal) -> String {
+    loop {
+        let frame = match reader.next().await {
+            Some(Ok(frame)) => frame.freeze(),
+            Some(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+                shared.with(|table, _| table.refusals.malformed_frames += 1);
+                return "it sent a frame that is too long".to_owned();
+            }
+            Some(Err(error)) => return error.to_string(),
+            None => return "the other side closed it".to_owned(),
+        };
+        let Some(frame) = seal.open(frame) else {
+            shared.with(|table, _| table.refusals.malformed_frames += 1);
+            return "a frame was not from the one who joined".to_owned();
+        };
+        if let Err(close) = shared.with(|table, now| table.receive(link, frame, now)) {
+            return close.0.to_owned();
+        }
+    }
+}
+
+async fn speak<I: AsyncWrite>(shared: &Arc<Shared>, link: u64, write: &mut WriteHalf<I>, seal: &mut Seal) -> String {
+    let mut news = shared.news.subscribe();
+    let mut out = BytesMut::new();
+    loop {
+        news.borrow_and_update();
+        loop {
+            while out.len() < BATCH {
+                let Some(frame) = shared.peek(|table| table.next_frame(link, Instant::now())) else { break };
+                let start = out.len();
+                frame.encode(&mut out);
+                seal.close(&mut out, start);
+            }
+            if out.is_empty() {
+                break;
+            }
+            let written = async {
+                write.write_all(&out).await?;
+                write.flush().await
+            };
+            match timeout(shared.settings.lifetime * 2, written).await {
+                Ok(Ok(())) => out.clear(),
+                Ok(Err(error)) => return error.to_string(),
+                Err(_) => return "the other side does not read".to_owned(),
+            }
+        }
+        // Many members in one process have many of these.
+        if out.capacity() > BATCH {
+            out = BytesMut::new();
+        }
+        shared.written(link);
+        if shared.peek(|table| table.is_dead(link, Instant::now())) {
+            return "the other side has fallen silent".to_owned();
+        }
+        if news.changed().await.is_err() {
+            return "the manifest is gone".to_owned();
+        }
+    }
+}

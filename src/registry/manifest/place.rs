@@ -1,0 +1,184 @@
+//! The addresses at which members meet.
+//!
+//! Owns the tasks that listen and dial, each for ever, and the one that does whichever of the two is needed on this machine.
+//! It must never let in an address that the settings do not allow. Look next at `link.rs` for a connection that stands.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream, lookup_host};
+use tokio::time::{sleep, timeout};
+
+use super::engine::{Place, Shared};
+use super::join::Side;
+use super::link::{self, End, Origin};
+
+/// Pauses between attempts: the first, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// The same on this machine, where somebody else must take the port's place within a second.
+const LOCAL_PAUSES: (Duration, Duration) = (Duration::from_millis(40), Duration::from_millis(500));
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The pause after a connection could not be taken, for example for want of files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Growing pauses, each randomised down to its half, so that many do not knock at once.
+struct Pauses {
+    next: Duration,
+    limits: (Duration, Duration),
+}
+
+impl Pauses {
+    const fn new(limits: (Duration, Duration)) -> Self {
+        Self { next: limits.0, limits }
+    }
+
+    fn next(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 3 / 2).min(self.limits.1);
+        pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+
+    fn reset(&mut self) {
+        self.next = self.limits.0;
+    }
+}
+
+/// Listens on one address for ever.
+pub(super) async fn listen(shared: Arc<Shared>, place: usize, address: String) {
+    let mut pauses = Pauses::new(PAUSES);
+    loop {
+        match TcpListener::bind(&address).await {
+            Ok(listener) => {
+                if let Ok(local) = listener.local_addr() {
+                    shared.listens(place, local);
+                    if !local.ip().is_unspecified() {
+                        shared.seen_as(place, local.ip());
+                    }
+                }
+                shared.set_place(place, Place::Fine);
+                serve(&shared, &listener).await;
+            }
+            Err(error) => shared.set_place(place, Place::Trouble(format!("cannot listen on {address}: {error}"))),
+        }
+        sleep(pauses.next()).await;
+    }
+}
+
+async fn serve(shared: &Arc<Shared>, listener: &TcpListener) {
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::debug!(%error, "a connection could not be taken");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let permit = Arc::clone(&shared.joining).try_acquire_owned().ok();
+        if permit.is_none() || !shared.settings.allows(peer.ip()) {
+            shared.with(|table, _| table.refusals.joins += 1);
+            continue;
+        }
+        let shared = Arc::clone(shared);
+        tokio::spawn(async move {
+            let _ = stream.set_nodelay(true);
+            let origin = Origin { side: Side::Answered, peer: Some(peer.ip().to_canonical()), place: None, permit };
+            if let End::Refused(why) = link::run(&shared, stream, origin).await {
+                tracing::debug!(%peer, why, "refused to join");
+            }
+        });
+    }
+}
+
+/// Keeps a connection to one address for ever.
+pub(super) async fn dial(shared: Arc<Shared>, place: usize, address: String) {
+    let mut pauses = Pauses::new(PAUSES);
+    loop {
+        let end = match connect(&shared, &address).await {
+            Ok((stream, peer)) => join(&shared, place, stream, peer).await,
+            Err(why) => End::Refused(why),
+        };
+        let now = match end {
+            End::Myself => Place::Myself,
+            End::Refused(why) => Place::Trouble(format!("{address}: {why}")),
+            End::Lost { synced, why } => {
+                if synced {
+                    pauses.reset();
+                }
+                Place::Trouble(format!("{address}: {why}"))
+            }
+        };
+        shared.set_place(place, now);
+        tokio::select! {
+            () = sleep(pauses.next()) => {}
+            // Whoever asks all the time gets no more than the shortest pause.
+            () = shared.redial.notified() => sleep(PAUSES.0).await,
+        }
+    }
+}
+
+async fn join(shared: &Arc<Shared>, place: usize, stream: TcpStream, peer: SocketAddr) -> End {
+    let _ = stream.set_nodelay(true);
+    let peer = Some(peer.ip().to_canonical());
+    link::run(shared, stream, Origin { side: Side::Dialled, peer, place: Some(place), permit: None }).await
+}
+
+async fn connect(shared: &Shared, address: &str) -> Result<(TcpStream, SocketAddr), String> {
+    let attempt = async {
+        let mut last = "its name has no address".to_owned();
+        let addresses = lookup_host(address).await.map_err(|error| format!("its name cannot be looked up: {error}"))?;
+        for address in addresses {
+            if !shared.settings.allows(address.ip()) {
+                last = format!("{address} is on another machine, which needs a secret or allow_remote()");
+                continue;
+            }
+            match TcpStream::connect(address).await {
+                Ok(stream) => return Ok((stream, address)),
+                Err(error) => last = error.to_string(),
+            }
+        }
+        Err(last)
+    };
+    timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| Err("no connection within 5 s".to_owned()))
+}
+
+/// Takes the port of this machine, or joins whoever has it, and takes its place when it dies.
+pub(super) async fn local(shared: Arc<Shared>, place: usize, port: u16) {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut pauses = Pauses::new(LOCAL_PAUSES);
+    loop {
+        let problem = match TcpListener::bind(address).await {
+            Ok(listener) => {
+                shared.listens(place, address);
+                shared.set_rooted(true);
+                shared.set_place(place, Place::Fine);
+                serve(&shared, &listener).await;
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                match connect(&shared, &address.to_string()).await {
+                    Ok((stream, peer)) => match join(&shared, place, stream, peer).await {
+                        End::Myself => "it joined itself".to_owned(),
+                        End::Refused(why) => why,
+                        End::Lost { synced, why } => {
+                            if synced {
+                                pauses.reset();
+                            }
+                            why
+                        }
+                    },
+                    Err(why) => why,
+                }
+            }
+            Err(error) => error.to_string(),
+        };
+        shared.set_place(place, Place::Trouble(format!("{address}: {problem}")));
+        sleep(pauses.next()).await;
+    }
+}

@@ -1,0 +1,123 @@
+//! Roles and how they are asked for: `calc`, `calc@1.2.3`, `calc@^1.2`.
+//!
+//! Owns the grammar of both. It must never know where records come from. Look next at `table.rs` for who asks.
+
+use semver::{Version, VersionReq};
+
+use crate::registry::{RegistryError, check_service_name};
+
+/// A role taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Role<'a> {
+    pub(super) name: &'a str,
+    pub(super) version: Option<Version>,
+}
+
+impl<'a> Role<'a> {
+    /// The role of a record: its version is behind an `@`, or else in what it says beside.
+    pub(super) fn of(service: &'a str, beside: Option<&str>) -> Self {
+        let split = service.split_once('@').filter(|(name, _)| !name.is_empty());
+        match split.and_then(|(name, version)| Some((name, Version::parse(version).ok()?))) {
+            Some((name, version)) => Self { name, version: Some(version) },
+            None => Self { name: service, version: beside.and_then(|version| Version::parse(version).ok()) },
+        }
+    }
+}
+
+/// Which roles are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Query {
+    /// What was asked for, which also finds the role that is called exactly so.
+    pub(super) text: String,
+    /// The role's name.
+    pub(super) name: String,
+    wanted: Wanted,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Wanted {
+    Any,
+    Exactly(Version),
+    Range(VersionReq),
+    /// What follows the `@` is no version: only the role that is called exactly so.
+    Nothing,
+}
+
+/// Longest question, in bytes: a name and a range of several parts.
+const MAX_QUERY: usize = 256;
+
+impl Query {
+    /// Reads `name`, `name@version` or `name@range`.
+    pub(super) fn parse(text: &str) -> Result<Self, RegistryError> {
+        let whole = |name: &str, wanted| Self { text: text.to_owned(), name: name.to_owned(), wanted };
+        let refuse = || {
+            let shown: String = text.chars().take(64).collect();
+            RegistryError::Invalid(format!(
+                "{shown:?} is neither a role, nor a role with a version or a range behind an @, as in calc@^1.2"
+            ))
+        };
+        if text.len() > MAX_QUERY {
+            return Err(refuse());
+        }
+        let Some((name, version)) = text.split_once('@').filter(|(name, _)| !name.is_empty()) else {
+            return check_service_name(text).map(|()| whole(text, Wanted::Any));
+        };
+        check_service_name(name)?;
+        if let Ok(version) = Version::parse(version) {
+            return Ok(whole(name, Wanted::Exactly(version)));
+        }
+        match VersionReq::parse(version) {
+            Ok(range) => Ok(whole(name, Wanted::Range(range))),
+            Err(_) => check_service_name(text).map(|()| whole(name, Wanted::Nothing)).map_err(|_| refuse()),
+        }
+    }
+
+    /// Whether this is one of those that are wanted.
+    pub(super) fn matches(&self, service: &str, beside: Option<&str>) -> bool {
+        if service == self.text {
+            return true;
+        }
+        let role = Role::of(service, beside);
+        role.name == self.name
+            && match (&self.wanted, role.version) {
+                (Wanted::Any, _) => true,
+                (Wanted::Exactly(wanted), Some(version)) => version == *wanted,
+                (Wanted::Range(range), Some(version)) => range.matches(&version),
+                (Wanted::Nothing, _) | (_, None) => false,
+            }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn finds(query: &str, service: &str) -> bool {
+        Query::parse(query).unwrap().matches(service, None)
+    }
+
+    #[test]
+    fn roles_are_found_by_name_version_and_range() {
+        for query in ["calc", "calc@1.2.3", "calc@^1.2", "calc@>=1.0, <2", "calc@*", "calc@~1.2.0", "calc@1"] {
+            assert!(finds(query, "calc@1.2.3"), "{query}");
+        }
+        for query in ["cal", "calc@1.2.4", "calc@^2", "calc@<1.2", "other@1.2.3"] {
+            assert!(!finds(query, "calc@1.2.3"), "{query}");
+        }
+        assert!(finds("calc", "calc"));
+        assert!(!finds("calc@*", "calc"), "a role without a version is in no range");
+        assert!(Query::parse("calc@^1").unwrap().matches("calc", Some("1.5.0")), "a version may stand beside");
+        assert!(finds("mail@work", "mail@work"), "an @ may also be part of a name");
+        assert!(!finds("calc@^1", "calc@1.3.0-alpha"), "a range does not reach into what is not released yet");
+    }
+
+    #[test]
+    fn what_is_no_question_is_refused() {
+        for query in ["", "a b", "a/b", "calc@^", "calc@>>1", "@1.2.3 x", &"x".repeat(MAX_QUERY + 1)] {
+            assert!(Query::parse(query).is_err(), "{query:?}");
+        }
+        assert!(Query::parse(&format!("{}@{}", "x".repeat(128), "*")).is_ok());
+        assert!(Query::parse(&"x".repeat(129)).is_err());
+    }
+}

@@ -1,0 +1,379 @@
+//! What is believed of what others say.
+//!
+//! Owns the rules. An owner's records are one value with a version, which only the owner makes; the newer incarnation wins,
+//! then the newer version, never a time. Whoever hears somebody else speak in his own name takes the next incarnation, so
+//! that a lie lives no longer than it needs to reach the one whom it is about. It must never grow a table past its limits,
+//! nor remove a record because one frame was bad. Look next at `speak.rs` for what is passed on.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::super::events::Event;
+use super::super::frame::{BadFrame, Beat, Change, Frame, MAX_FRAME, MAX_OWNER_BYTES, MAX_OWNERS, MAX_RECORDS, UNSURE};
+use super::super::record::{Content, RecordId};
+use super::owner::{Life, Owner, Stored, sum_of};
+use super::{MAX_TABLE_BYTES, Table};
+
+/// Highest incarnation. A member that is forced to it takes another name.
+const MAX_INCARNATION: u64 = 1 << 48;
+
+/// Most frames of one connection that may be refused before it is closed: one that lies or babbles is of no use.
+const MAX_REFUSED: u32 = 100;
+
+/// Most names that a member remembers to have had.
+const MAX_FORMER: usize = 16;
+
+/// A record that is acceptable: its number, its version, and its content as it came and as it was read.
+type Accepted = (u64, u64, Bytes, Arc<Content>);
+
+/// A connection that is of no more use.
+#[derive(Debug, PartialEq, Eq)]
+pub(in super::super) struct Close(pub(in super::super) &'static str);
+
+impl Table {
+    /// Takes in what came over a link.
+    pub(in super::super) fn receive(&mut self, link: u64, frame: Bytes, now: Instant) -> Result<(), Close> {
+        debug_assert!(frame.len() <= MAX_FRAME);
+        if !self.hear_link(link, now) {
+            return Err(Close("it was closed"));
+        }
+        match Frame::decode(frame) {
+            Ok(Frame::Pulse { full, beats }) => self.pulse(link, full, &beats, now),
+            Ok(Frame::Change(change)) => self.change(link, change, now),
+            Ok(Frame::Freed(records)) => self.freed_elsewhere(&records, now),
+            Ok(Frame::Synced) => self.synced(link),
+            Err(BadFrame::Unknown) => {
+                self.refusals.unknown_frames += 1;
+                self.refused(link);
+            }
+            Err(BadFrame::Malformed) => {
+                self.refusals.malformed_frames += 1;
+                return Err(Close("it sent what is no frame"));
+            }
+        }
+        match self.links.get(&link) {
+            Some(link) if link.refused > MAX_REFUSED => Err(Close("too much of what it sent was refused")),
+            _ => Ok(()),
+        }
+    }
+
+    fn refused(&mut self, link: u64) {
+        if let Some(link) = self.links.get_mut(&link) {
+            link.refused += 1;
+        }
+    }
+
+    fn synced(&mut self, link: u64) {
+        let Some(link) = self.links.get_mut(&link) else { return };
+        if !std::mem::replace(&mut link.synced, true) {
+            let event = Event::Synced { owner: link.owner };
+            self.event(event);
+        }
+    }
+
+    fn pulse(&mut self, link: u64, full: bool, beats: &[Beat], now: Instant) {
+        if full {
+            self.peer_speaks(link);
+        }
+        let mut behind = false;
+        let mut named = BTreeSet::new();
+        for beat in beats {
+            if full {
+                named.insert(beat.0);
+            }
+            behind |= self.beat(link, full, *beat, now);
+        }
+        if full {
+            let missing: Vec<_> = self
+                .owners
+                .iter()
+                .filter(|(id, owner)| owner.is_told() && !named.contains(id))
+                .map(|(id, _)| *id)
+                .collect();
+            self.peer_told_all(link, missing);
+        }
+        if behind {
+            self.want_digest(link, now);
+        }
+    }
+
+    /// Returns whether the other side knows more.
+    fn beat(&mut self, link: u64, full: bool, Beat(id, incarnation, beat, version, sum): Beat, now: Instant) -> bool {
+        if id == self.me {
+            self.own_beat(link, full, Beat(id, incarnation, beat, version, sum), now);
+            return false;
+        }
+        let Some(owner) = self.owners.get_mut(&id) else { return self.owners.len() < MAX_OWNERS };
+        let is_news = (incarnation, beat) > (owner.incarnation, owner.beat);
+        if owner.is_gone() {
+            // It lives after all if it has beaten since; what it has must be told anew. Who missed that it left is told.
+            if full && !is_news {
+                self.peer_has(link, id, Some((incarnation, version)));
+            }
+            return is_news && sum != UNSURE;
+        }
+        if !full && sum == UNSURE {
+            // Only from where its beats came: what comes another way would have brought a newer one.
+            if owner.beat_from == Some(link) && (incarnation, beat) == (owner.incarnation, owner.beat) {
+                owner.unsure = Some(now);
+                owner.seen_by_link = self.links.get(&link).map_or(Duration::ZERO, |link| link.spoken);
+            }
+            return false;
+        }
+        let is_ahead = (incarnation, version) > (owner.incarnation, owner.version);
+        if is_news && incarnation == owner.incarnation {
+            let was = std::mem::replace(&mut owner.life, Life::Live);
+            self.hear(id, beat, link, now);
+            if was == Life::Remembered {
+                self.touch_all(id);
+            }
+        }
+        if full {
+            let same =
+                sum == 0 || self.owners.get(&id).is_some_and(|owner| owner.version != version || owner.sum == sum);
+            self.peer_has(link, id, same.then_some((incarnation, version)));
+        }
+        is_ahead
+    }
+
+    /// What others believe of me.
+    fn own_beat(&mut self, link: u64, full: bool, Beat(id, incarnation, beat, version, sum): Beat, now: Instant) {
+        let me = self.own(now);
+        let newest = (me.incarnation, me.version);
+        let is_forged = incarnation > me.incarnation
+            || incarnation == me.incarnation && (beat > me.beat || version > me.version)
+            || full && sum != 0 && (incarnation, version) == newest && sum != me.sum;
+        if is_forged {
+            self.defend(incarnation, now);
+        } else if full {
+            self.peer_has(link, id, Some((incarnation, version)));
+        }
+    }
+
+    /// Somebody speaks in my name: my next incarnation says how it is.
+    fn defend(&mut self, incarnation: u64, now: Instant) {
+        self.refusals.takeovers += 1;
+        let me = self.own(now);
+        let next = me.incarnation.max(incarnation).saturating_add(1);
+        if next >= MAX_INCARNATION {
+            self.rename(now);
+        } else {
+            me.incarnation = next;
+        }
+        self.tell(self.me, None);
+    }
+
+    /// No incarnation is left under this name. Another one does as well, because nobody else may use the records by it.
+    fn rename(&mut self, now: Instant) {
+        let before = self.me;
+        let mut owner = self.owners.remove(&before).unwrap_or_else(|| Owner::new(1, 0, now));
+        owner.incarnation = 1;
+        self.me = fastrand::u64(..);
+        for (number, stored) in &owner.records {
+            let ids = self.roles.entry(stored.content.role().to_owned()).or_default();
+            ids.remove(&RecordId { owner: before, number: *number });
+            ids.insert(RecordId { owner: self.me, number: *number });
+        }
+        self.owners.insert(self.me, owner);
+        self.former.push(before);
+        if self.former.len() > MAX_FORMER {
+            self.former.remove(0);
+        }
+    }
+
+    fn change(&mut self, link: u64, change: Change, now: Instant) {
+        let Change { owner: id, incarnation, from, to, beat, gone, .. } = change;
+        if id == self.me {
+            return self.own_change(link, &change, now);
+        }
+        if incarnation >= MAX_INCARNATION || change.put.len() > MAX_RECORDS || change.freed.len() > MAX_RECORDS {
+            self.refusals.records += 1;
+            return self.refused(link);
+        }
+        let Some(owner) = self.owners.get(&id) else {
+            if from != 0 {
+                return self.want_digest(link, now);
+            }
+            if !self.has_room() {
+                // Whoever passes it on may be innocent.
+                self.refusals.owners += 1;
+                return;
+            }
+            return self.replace(link, &change, now);
+        };
+        let (known, told) = ((owner.incarnation, owner.version), (incarnation, to));
+        if owner.life != Life::Live {
+            let is_news = (incarnation, beat) > (owner.incarnation, owner.beat);
+            return match () {
+                // What has not beaten since is what was known when it went.
+                () if !is_news || gone && owner.is_gone() => self.peer_has_seen(link, id, told),
+                () if from != 0 => self.want_digest(link, now),
+                () => self.replace(link, &change, now),
+            };
+        }
+        if told < known || told == known && gone {
+            // The other side is behind.
+            self.peer_has(link, id, (!gone).then_some(told));
+        } else if told == known {
+            let theirs = change.put.iter().fold(0u64, |sum, put| sum.wrapping_add(sum_of(put.0, put.1, &put.2)));
+            // Two truths of one version: somebody lies. The owner will say; until then all believe the same one.
+            if from == 0 && theirs > owner.sum {
+                self.replace(link, &change, now);
+            } else {
+                self.peer_has_seen(link, id, told);
+            }
+        } else if from == 0 {
+            self.replace(link, &change, now);
+        } else if incarnation != owner.incarnation || from > owner.version {
+            self.want_digest(link, now);
+        } else {
+            self.apply(link, change, now);
+        }
+    }
+
+    fn own_change(&mut self, link: u64, change: &Change, now: Instant) {
+        let me = self.own(now);
+        let (mine, told) = ((me.incarnation, me.version), (change.incarnation, change.to));
+        let theirs = change.put.iter().fold(0u64, |sum, put| sum.wrapping_add(sum_of(put.0, put.1, &put.2)));
+        let differs = change.from == 0 && told == mine && !change.gone && theirs != me.sum;
+        let is_forged = told > mine || differs || change.incarnation == mine.0 && change.beat > me.beat;
+        if is_forged {
+            self.defend(change.incarnation, now);
+        } else if told < mine {
+            self.peer_has(link, self.me, Some(told));
+        }
+    }
+
+    /// Reads the records of a change. Nothing of it is taken if one of them is not acceptable: a table holds all of what an
+    /// owner said, or what it said before.
+    fn read(&mut self, link: u64, change: &Change) -> Option<Vec<Accepted>> {
+        let freed: BTreeSet<_> = self.freed.iter().filter(|id| id.owner == change.owner).map(|id| id.number).collect();
+        let mut numbers = BTreeSet::new();
+        let mut records = Vec::with_capacity(change.put.len());
+        for put in &change.put {
+            let content = Content::decode(&put.2).filter(|_| numbers.insert(put.0) && put.0 <= put.1);
+            let Some(content) = content.filter(|content| content.persistent || !change.gone) else {
+                self.refusals.records += 1;
+                self.refused(link);
+                return None;
+            };
+            if !(content.persistent && freed.contains(&put.0)) {
+                // A copy, because the frame would live as long as its smallest part.
+                records.push((put.0, put.1, Bytes::copy_from_slice(&put.2), Arc::new(content)));
+            }
+        }
+        Some(records)
+    }
+
+    /// Makes room for another member, at the cost of the memory of one that has left.
+    fn has_room(&mut self) -> bool {
+        if self.owners.len() >= MAX_OWNERS {
+            let left = self.owners.iter().filter_map(|(id, owner)| match owner.life {
+                Life::Gone(since) if owner.records.is_empty() && *id != self.me => Some((since, *id)),
+                _ => None,
+            });
+            if let Some((_, id)) = left.min() {
+                self.forget_owner(id);
+            }
+        }
+        self.owners.len() < MAX_OWNERS
+    }
+
+    /// Whether the limits allow an owner to grow to this.
+    fn fits(&mut self, link: u64, records: usize, before: usize, after: usize) -> bool {
+        if records > MAX_RECORDS || after > MAX_OWNER_BYTES {
+            self.refusals.records += 1;
+            self.refused(link);
+            return false;
+        }
+        let fits = self.bytes - before + after <= MAX_TABLE_BYTES;
+        self.refusals.owners += u64::from(!fits);
+        fits
+    }
+
+    /// These are all records of an owner.
+    fn replace(&mut self, link: u64, change: &Change, now: Instant) {
+        let Some(records) = self.read(link, change) else { return };
+        let before = self.owners.get(&change.owner).map_or(0, |owner| owner.bytes);
+        let after = records.iter().map(|(_, _, body, _)| body.len()).sum();
+        if !self.fits(link, records.len(), before, after) {
+            return;
+        }
+        let numbers: BTreeSet<_> = records.iter().map(|(number, ..)| *number).collect();
+        let owner = self.owners.entry(change.owner).or_insert_with(|| Owner::new(change.incarnation, change.beat, now));
+        owner.forget_freed(change.to);
+        let over: Vec<_> = owner.ids(change.owner).into_iter().filter(|id| !numbers.contains(&id.number)).collect();
+        self.put_all(change, records);
+        over.into_iter().for_each(|id| self.remove(id));
+        self.settle(link, change, now);
+    }
+
+    /// These are the differences between an earlier version of an owner's records and a later one.
+    fn apply(&mut self, link: u64, mut change: Change, now: Instant) {
+        let Some(owner) = self.owners.get(&change.owner) else { return };
+        let known = owner.version;
+        change.put.retain(|put| put.1 > known);
+        let (count, before) = (owner.records.len(), owner.bytes);
+        let over: BTreeSet<_> = change.put.iter().map(|put| put.0).chain(change.freed.iter().copied()).collect();
+        let over = over.iter().filter_map(|number| owner.records.get(number)).map(|old| old.body.len());
+        let (over, room) = (over.clone().count(), over.sum::<usize>());
+        let Some(records) = self.read(link, &change) else { return };
+        let added: usize = records.iter().map(|(_, _, body, _)| body.len()).sum();
+        if !self.fits(link, count - over + records.len(), before, before - room + added) {
+            return;
+        }
+        self.put_all(&change, records);
+        for number in change.freed.iter().copied() {
+            self.remove(RecordId { owner: change.owner, number });
+            if let Some(owner) = self.owners.get_mut(&change.owner) {
+                owner.bury(change.to, number, now);
+            }
+        }
+        self.settle(link, &change, now);
+    }
+
+    fn put_all(&mut self, change: &Change, records: Vec<Accepted>) {
+        for (number, version, body, content) in records {
+            let known = self.owners.get(&change.owner).and_then(|owner| owner.records.get(&number));
+            if known.is_none_or(|known: &Stored| known.version != version || known.content != content) {
+                self.insert(RecordId { owner: change.owner, number }, &content, version, body);
+            }
+        }
+    }
+
+    fn settle(&mut self, link: u64, change: &Change, now: Instant) {
+        let Some(owner) = self.owners.get(&change.owner) else { return };
+        if (change.incarnation, change.beat) > (owner.incarnation, owner.beat) || owner.beat_at == 0 {
+            self.hear(change.owner, change.beat, link, now);
+        }
+        let Some(owner) = self.owners.get_mut(&change.owner) else { return };
+        (owner.incarnation, owner.version) = (change.incarnation, change.to);
+        let was_live = owner.life == Life::Live;
+        owner.life = if change.gone { Life::Gone(now) } else { Life::Live };
+        if change.gone {
+            self.drop_transient(change.owner);
+        } else if !was_live {
+            self.touch_all(change.owner);
+        }
+        self.peer_has_seen(link, change.owner, (change.incarnation, change.to));
+        self.tell(change.owner, Some(link));
+    }
+
+    fn freed_elsewhere(&mut self, records: &[(u64, u64)], now: Instant) {
+        for &(owner, number) in records {
+            let id = self.current_id(RecordId { owner, number });
+            let stored = self.owners.get(&id.owner).and_then(|owner| owner.records.get(&id.number));
+            // What is not known, or belongs to a living process alone, is not anybody's to free.
+            match stored.map(|stored| stored.content.persistent) {
+                // Its own owner tells all others in turn.
+                Some(true) => drop(self.free(id, now)),
+                Some(false) => self.refusals.takeovers += 1,
+                None => {}
+            }
+        }
+    }
+}

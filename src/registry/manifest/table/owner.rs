@@ -1,0 +1,186 @@
+//! What is known of one member: its records, and how it is doing.
+//!
+//! Owns [`Owner`], the difference between two versions of its records, and the memory of those that were freed. It must never
+//! judge who may say what. Look next at `merge.rs` for that.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::super::frame::{Change, MAX_RECORDS, Put};
+use super::super::record::{Content, RecordId};
+
+/// How long freed records, and members that have gone, are remembered. Whoever was away for longer gets everything anew.
+pub(super) const TOMBSTONE: Duration = Duration::from_secs(60);
+
+/// A record as it is kept.
+#[derive(Clone, Debug)]
+pub(in super::super) struct Stored {
+    pub(in super::super) content: Arc<Content>,
+    /// The owner's version when it last changed.
+    pub(in super::super) version: u64,
+    pub(super) body: Bytes,
+    /// Grows with every record that this process first saw.
+    pub(super) order: u64,
+}
+
+/// How a member is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    Live,
+    /// It has not been heard for its lifetime, but nor has anybody who could know. Its records are believed no more than that.
+    Remembered,
+    /// It has left or died. Only persistent records are left.
+    Gone(Instant),
+}
+
+#[derive(Debug)]
+pub(super) struct Owner {
+    pub(super) incarnation: u64,
+    pub(super) version: u64,
+    pub(super) beat: u64,
+    /// When its last beat came, by the clock, by the time that all links have been speaking, and by that of the link it came on.
+    pub(super) seen: Instant,
+    pub(super) seen_by_all: Duration,
+    pub(super) seen_by_link: Duration,
+    /// When the link of its last beat said that it has no way to know how it is.
+    pub(super) unsure: Option<Instant>,
+    pub(super) life: Life,
+    /// Its own connection has broken, and nothing was heard of it since.
+    pub(super) doubted: bool,
+    pub(super) records: BTreeMap<u64, Stored>,
+    /// Sum over its records, equal wherever they are equal.
+    pub(super) sum: u64,
+    /// Bytes of its records.
+    pub(super) bytes: usize,
+    /// Version, number and time of what was freed, oldest first.
+    freed: VecDeque<(u64, u64, Instant)>,
+    /// Up to this version it is not known any more what was freed.
+    floor: u64,
+    /// The table's count when the beat last grew, and the link that said so.
+    pub(super) beat_at: u64,
+    pub(super) beat_from: Option<u64>,
+}
+
+impl Owner {
+    pub(super) fn new(incarnation: u64, beat: u64, now: Instant) -> Self {
+        Self {
+            incarnation,
+            version: 0,
+            beat,
+            seen: now,
+            seen_by_all: Duration::ZERO,
+            seen_by_link: Duration::ZERO,
+            unsure: None,
+            life: Life::Live,
+            doubted: false,
+            records: BTreeMap::new(),
+            sum: 0,
+            bytes: 0,
+            freed: VecDeque::new(),
+            floor: 0,
+            beat_at: 0,
+            beat_from: None,
+        }
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self.life, Life::Gone(_))
+    }
+
+    /// Whether others should know of it.
+    pub(super) fn is_told(&self) -> bool {
+        match self.life {
+            Life::Live => true,
+            Life::Remembered => false,
+            Life::Gone(_) => !self.records.is_empty(),
+        }
+    }
+
+    pub(super) fn put(&mut self, number: u64, stored: Stored) -> Option<Stored> {
+        self.sum = self.sum.wrapping_add(sum_of(number, stored.version, &stored.body));
+        self.bytes += stored.body.len();
+        let old = self.records.insert(number, stored);
+        self.forget(number, old.as_ref());
+        old
+    }
+
+    pub(super) fn take(&mut self, number: u64) -> Option<Stored> {
+        let old = self.records.remove(&number);
+        self.forget(number, old.as_ref());
+        old
+    }
+
+    fn forget(&mut self, number: u64, old: Option<&Stored>) {
+        if let Some(old) = old {
+            self.sum = self.sum.wrapping_sub(sum_of(number, old.version, &old.body));
+            self.bytes -= old.body.len();
+        }
+    }
+
+    /// Remembers that a record was freed with this version.
+    pub(super) fn bury(&mut self, version: u64, number: u64, now: Instant) {
+        self.freed.push_back((version, number, now));
+        if self.freed.len() > MAX_RECORDS {
+            self.exhume();
+        }
+    }
+
+    /// Nothing is known of what was freed up to this version.
+    pub(super) fn forget_freed(&mut self, version: u64) {
+        self.freed.clear();
+        self.floor = version;
+    }
+
+    pub(super) fn prune(&mut self, now: Instant) {
+        while self.freed.front().is_some_and(|(_, _, at)| now.duration_since(*at) >= TOMBSTONE) {
+            self.exhume();
+        }
+    }
+
+    fn exhume(&mut self) {
+        if let Some((version, ..)) = self.freed.pop_front() {
+            self.floor = self.floor.max(version);
+        }
+    }
+
+    /// What somebody lacks who has this incarnation and version; all of it for somebody who has nothing.
+    pub(super) fn since(&self, owner: u64, known: Option<(u64, u64)>) -> Change {
+        let from = match known {
+            Some((incarnation, version))
+                if incarnation == self.incarnation
+                    && version >= self.floor
+                    && version < self.version
+                    && !self.is_gone() =>
+            {
+                version
+            }
+            _ => 0,
+        };
+        let news = self.records.iter().filter(|(_, stored)| stored.version > from);
+        let freed = self.freed.iter().filter(|(version, ..)| from > 0 && *version > from);
+        Change {
+            owner,
+            incarnation: self.incarnation,
+            beat: self.beat,
+            from,
+            to: self.version,
+            gone: self.is_gone(),
+            put: news.map(|(number, stored)| Put(*number, stored.version, stored.body.clone())).collect(),
+            freed: freed.map(|(_, number, _)| *number).collect(),
+        }
+    }
+
+    pub(super) fn ids(&self, owner: u64) -> Vec<RecordId> {
+        self.records.keys().map(|number| RecordId { owner, number: *number }).collect()
+    }
+}
+
+/// The share of one record in its owner's sum: FNV-1a, which is the same in every build.
+pub(super) fn sum_of(number: u64, version: u64, body: &[u8]) -> u64 {
+    let bytes = number.to_le_bytes().into_iter().chain(version.to_le_bytes()).chain(body.iter().copied());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}

@@ -1,0 +1,310 @@
+//! What is said to others, and what they are known to know.
+//!
+//! Owns [`Link`], one connection as the table sees it. Nothing is queued for a link: what to say next is worked out when the
+//! link can take it, from what the other side has, so that one that reads slowly costs nothing but its own delay. It must never
+//! say back what was just heard there. Look next at `../link.rs` for the connection itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::events::Event;
+use super::super::frame::{Beat, Frame, MAX_OWNERS, UNSURE};
+use super::super::record::RecordId;
+use super::Table;
+use super::owner::{Life, Owner};
+
+/// Every so many heartbeats everything is compared, which heals what was lost in whatever way.
+const BEATS_PER_DIGEST: u32 = 5;
+
+/// Most connections of one member.
+pub(in super::super) const MAX_LINKS: usize = 512;
+
+#[derive(Debug)]
+pub(super) struct Link {
+    /// Who is at the other end, and the random number of that process.
+    pub(super) owner: u64,
+    birth: u64,
+    pub(super) heard: Instant,
+    /// For how long it has been speaking: like the time, but it does not go on while the other side is silent.
+    pub(super) spoken: Duration,
+    /// Whether the other side has said everything that this one lacked when they met.
+    pub(super) synced: bool,
+    pub(super) refused: u32,
+    /// Incarnation and version that the other side has, by owner; `None` until it has said so.
+    knows: Option<BTreeMap<u64, (u64, u64)>>,
+    /// Owners of whom there may be something to say.
+    dirty: BTreeSet<u64>,
+    /// Everything is to be compared now, and when next.
+    digest: bool,
+    digest_next: Instant,
+    digest_at: Option<Instant>,
+    pulse: bool,
+    /// Up to which count of the table beats were told.
+    beats: u64,
+    /// How many of the frees of persistent records were told.
+    freed: u64,
+    told_synced: bool,
+    /// Which of one's own incarnations and versions the other side has been sent.
+    written: (u64, u64),
+}
+
+impl Link {
+    /// When it was last heard, if it can know of others.
+    pub(super) fn listened(&self) -> Option<Instant> {
+        self.synced.then_some(self.heard)
+    }
+
+    pub(super) fn forget(&mut self, owner: u64) {
+        self.dirty.remove(&owner);
+        if let Some(knows) = &mut self.knows {
+            knows.remove(&owner);
+        }
+    }
+}
+
+/// Why a connection is not wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Unwanted {
+    Myself,
+    /// Another process is connected under the same name.
+    Taken,
+    Full,
+}
+
+impl Table {
+    /// A member has joined over a new link.
+    pub(in super::super) fn link_up(&mut self, owner: u64, birth: u64, now: Instant) -> Result<u64, Unwanted> {
+        self.is_wanted(owner, birth)?;
+        let id = self.next_link;
+        self.next_link += 1;
+        let link = Link {
+            owner,
+            birth,
+            heard: now,
+            spoken: Duration::ZERO,
+            synced: false,
+            refused: 0,
+            knows: None,
+            dirty: BTreeSet::new(),
+            digest: true,
+            digest_next: now,
+            digest_at: None,
+            pulse: false,
+            beats: 0,
+            freed: self.freed_count - self.freed.len() as u64,
+            told_synced: false,
+            written: (0, 0),
+        };
+        self.links.insert(id, link);
+        self.event(Event::Connected { owner });
+        self.news = true;
+        Ok(id)
+    }
+
+    pub(in super::super) fn is_wanted(&self, owner: u64, birth: u64) -> Result<(), Unwanted> {
+        if owner == self.me {
+            return Err(Unwanted::Myself);
+        }
+        if self.links.values().any(|link| link.owner == owner && link.birth != birth) {
+            return Err(Unwanted::Taken);
+        }
+        if self.links.len() < MAX_LINKS { Ok(()) } else { Err(Unwanted::Full) }
+    }
+
+    /// A connection has ended. Nothing is removed for that; but a member that was at its other end is doubted.
+    pub(in super::super) fn link_down(&mut self, link: u64) {
+        let Some(link) = self.links.remove(&link) else { return };
+        let others = self.links.values().any(|other| other.owner == link.owner);
+        if let Some(owner) = self.owners.get_mut(&link.owner).filter(|_| !others) {
+            owner.doubted = true;
+            self.touch_all(link.owner);
+        }
+        self.event(Event::Disconnected { owner: link.owner });
+    }
+
+    /// Something has come over a link; `false` if there is no such link.
+    pub(super) fn hear_link(&mut self, link: u64, now: Instant) -> bool {
+        // Whoever is well speaks once per heartbeat. A longer silence is not the silence of those of whom it would have told.
+        let most = self.heartbeat * 5 / 4;
+        let Some(link) = self.links.get_mut(&link) else { return false };
+        link.spoken += now.duration_since(link.heard).min(most);
+        link.heard = now;
+        if link.synced {
+            self.listened_for += now.duration_since(self.listened_at).min(most);
+            self.listened_at = now;
+        }
+        true
+    }
+
+    /// Whether the other side has been silent for so long that the connection must be dead. Longer than the lifetime, so that
+    /// one that only stood still keeps its connections, and others do not take those behind it for dead.
+    pub(in super::super) fn is_dead(&self, link: u64, now: Instant) -> bool {
+        self.links.get(&link).is_none_or(|link| now.duration_since(link.heard) > self.lifetime * 2)
+    }
+
+    pub(in super::super) fn is_synced(&self, link: u64) -> bool {
+        self.links.get(&link).is_some_and(|link| link.synced)
+    }
+
+    pub(in super::super) fn links(&self) -> Vec<u64> {
+        self.links.values().map(|link| link.owner).collect()
+    }
+
+    /// Whether everybody who is connected was told of all of one's own changes.
+    pub(in super::super) fn all_told(&self) -> bool {
+        let Some(me) = self.owners.get(&self.me) else { return true };
+        let newest = (me.incarnation, me.version);
+        self.links.values().all(|link| link.written >= newest)
+    }
+
+    /// Everything that was to be said on this link so far is on its way.
+    pub(in super::super) fn written(&mut self, link: u64) {
+        let me = self.me;
+        if let Some(link) = self.links.get_mut(&link) {
+            link.written = link.knows.as_ref().and_then(|knows| knows.get(&me)).copied().unwrap_or_default();
+        }
+    }
+
+    /// There is news of an owner, which came over this link.
+    pub(super) fn tell(&mut self, owner: u64, except: Option<u64>) {
+        for (id, link) in &mut self.links {
+            if Some(*id) != except {
+                link.dirty.insert(owner);
+            }
+        }
+        self.news = true;
+    }
+
+    /// The other side has this of an owner, or something else of which nothing is known.
+    pub(super) fn peer_has(&mut self, link: u64, owner: u64, version: Option<(u64, u64)>) {
+        let Some(link) = self.links.get_mut(&link) else { return };
+        // Until it has named all whom it knows, it is told nothing.
+        let Some(knows) = &mut link.knows else { return };
+        match version {
+            Some(version) => knows.insert(owner, version),
+            None => knows.remove(&owner),
+        };
+        link.dirty.insert(owner);
+        self.news = true;
+    }
+
+    /// The other side has just said this of an owner.
+    pub(super) fn peer_has_seen(&mut self, link: u64, owner: u64, version: (u64, u64)) {
+        if let Some(knows) = self.links.get_mut(&link).and_then(|link| link.knows.as_mut()) {
+            let known = knows.entry(owner).or_insert(version);
+            *known = version.max(*known);
+        }
+    }
+
+    /// The other side names all whom it knows.
+    pub(super) fn peer_speaks(&mut self, link: u64) {
+        if let Some(link) = self.links.get_mut(&link) {
+            link.knows.get_or_insert_with(BTreeMap::new);
+        }
+    }
+
+    /// The other side has named all whom it knows; these are not among them.
+    pub(super) fn peer_told_all(&mut self, link: u64, missing: Vec<u64>) {
+        let Some(link) = self.links.get_mut(&link) else { return };
+        let Some(knows) = &mut link.knows else { return };
+        for owner in missing {
+            knows.remove(&owner);
+            link.dirty.insert(owner);
+        }
+        self.news = true;
+    }
+
+    /// The other side knows more: it says so when it learns what is known here. Once per heartbeat is often enough.
+    pub(super) fn want_digest(&mut self, link: u64, now: Instant) {
+        let heartbeat = self.heartbeat;
+        let Some(link) = self.links.get_mut(&link) else { return };
+        if link.digest_at.is_none_or(|at| now.duration_since(at) >= heartbeat) {
+            link.digest = true;
+            self.news = true;
+        }
+    }
+
+    /// Beats are due on every link, and from time to time a comparison of everything.
+    pub(super) fn schedule(&mut self, now: Instant) {
+        for link in self.links.values_mut() {
+            link.pulse = true;
+            link.digest |= now >= link.digest_next;
+        }
+        self.news = true;
+    }
+
+    /// What to say next on a link.
+    pub(in super::super) fn next_frame(&mut self, id: u64, now: Instant) -> Option<Frame> {
+        let link = self.links.get_mut(&id)?;
+        // First what is known here, so that the other side knows what to say; later what it lacks goes first.
+        if link.digest_at.is_none() {
+            return Some(self.digest(id, now));
+        }
+        if let Some(knows) = &mut link.knows {
+            while let Some(owner_id) = link.dirty.pop_first() {
+                let Some(owner) = self.owners.get(&owner_id) else { continue };
+                let version = (owner.incarnation, owner.version);
+                let known = knows.get(&owner_id).copied();
+                if known.is_some_and(|known| known >= version) {
+                    continue;
+                }
+                // Who never heard of one that has gone need not.
+                if owner.life == Life::Remembered || known.is_none() && !owner.is_told() && owner_id != self.me {
+                    continue;
+                }
+                knows.insert(owner_id, version);
+                return Some(Frame::Change(owner.since(owner_id, known)));
+            }
+            if link.freed < self.freed_count {
+                let new = usize::try_from(self.freed_count - link.freed).unwrap_or(usize::MAX);
+                let skipped = self.freed.len().saturating_sub(new);
+                link.freed = self.freed_count;
+                let pair = |id: &RecordId| (id.owner, id.number);
+                return Some(Frame::Freed(self.freed.iter().skip(skipped).map(pair).collect()));
+            }
+            if !std::mem::replace(&mut link.told_synced, true) {
+                return Some(Frame::Synced);
+            }
+        }
+        if link.digest {
+            return Some(self.digest(id, now));
+        }
+        if std::mem::take(&mut link.pulse) {
+            let told = std::mem::replace(&mut link.beats, self.count);
+            let beat = |(of, owner): (&u64, &Owner)| {
+                if owner.beat_from == Some(id) || owner.is_gone() {
+                    return None;
+                }
+                let unsure = self.unsure.contains(of);
+                let is_told = unsure || owner.beat_at > told && owner.life == Life::Live;
+                let sum = if unsure { UNSURE } else { 0 };
+                is_told.then_some(Beat(*of, owner.incarnation, owner.beat, owner.version, sum))
+            };
+            let beats: Vec<_> = self.owners.iter().filter_map(beat).collect();
+            if !beats.is_empty() {
+                return Some(Frame::Pulse { full: false, beats });
+            }
+        }
+        None
+    }
+
+    /// Everybody who is known here.
+    fn digest(&mut self, id: u64, now: Instant) -> Frame {
+        if let Some(link) = self.links.get_mut(&id) {
+            // Not all at once, where many have joined at once.
+            let spread = Duration::from_millis(id % 8 * 100).min(self.heartbeat / 2);
+            link.digest_next = now + self.heartbeat * BEATS_PER_DIGEST + spread;
+            (link.digest, link.digest_at) = (false, Some(now));
+            (link.pulse, link.beats) = (false, self.count);
+        }
+        let told = self.owners.iter().filter(|(_, owner)| owner.life == Life::Remembered || owner.is_told());
+        let beat = |(id, owner): (&u64, &Owner)| {
+            // Whoever has gone does not beat, whatever it did before.
+            let beat = if owner.is_gone() { 0 } else { owner.beat };
+            Beat(*id, owner.incarnation, beat, owner.version, owner.sum)
+        };
+        Frame::Pulse { full: true, beats: told.take(MAX_OWNERS).map(beat).collect() }
+    }
+}
