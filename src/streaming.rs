@@ -19,7 +19,7 @@ use crate::status::Status;
 
 /// Items that take one unit of the budget that the runtime gives a task, of 128, before it lets others run: counting each of them
 /// takes as long as handing it on.
-pub(crate) const ITEMS_COUNTED: usize = 16;
+pub(crate) const ITEMS_COUNTED: usize = 32;
 
 /// A stream of items: `Stream<Item = Result<T, E>>`.
 ///

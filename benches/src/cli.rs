@@ -3,8 +3,19 @@
 //! Must never know what a command means. Next: `main`.
 
 use std::collections::HashMap;
-use std::fmt::Debug;
+use std::fmt::Display;
 use std::str::FromStr;
+
+/// Every option of every command.
+const OPTIONS: [&str; 11] = [
+    "addr", "again", "calls", "connections", "json", "mode", "peers", "reps", "seconds", "server-pid", "with-parent",
+];
+
+/// Ends the process: it was asked for something that it does not have.
+pub(crate) fn refuse(why: impl Display) -> ! {
+    eprintln!("picom-bench: {why} (`picom-bench help` says what there is)");
+    std::process::exit(2)
+}
 
 /// What the command was given.
 #[derive(Debug)]
@@ -19,8 +30,14 @@ impl Arguments {
         let mut from = from.peekable();
         while let Some(word) = from.next() {
             match word.strip_prefix("--") {
-                Some(name) => {
-                    let value = from.next_if(|next| !next.starts_with("--")).unwrap_or_default();
+                Some(option) => {
+                    let (name, value) = match option.split_once('=') {
+                        Some((name, value)) => (name, value.to_owned()),
+                        None => (option, from.next_if(|next| !next.starts_with("--")).unwrap_or_default()),
+                    };
+                    if !OPTIONS.contains(&name) {
+                        refuse(format_args!("there is no option --{name}"));
+                    }
                     options.insert(name.to_owned(), value);
                 }
                 None => words.push(word),
@@ -39,8 +56,8 @@ impl Arguments {
         self.next().split(',').filter(|entry| !entry.is_empty()).map(str::to_owned).collect()
     }
 
-    pub(crate) fn option<T: FromStr<Err: Debug>>(&self, name: &str) -> Option<T> {
+    pub(crate) fn option<T: FromStr<Err: Display>>(&self, name: &str) -> Option<T> {
         let text = self.options.get(name)?;
-        Some(text.parse().unwrap_or_else(|error| panic!("--{name} {text}: {error:?}")))
+        Some(text.parse().unwrap_or_else(|error| refuse(format_args!("--{name} {text}: {error}"))))
     }
 }

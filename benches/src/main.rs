@@ -42,7 +42,8 @@ picom-bench load PEER WORKLOAD --addr A [--mode M] [--seconds S] [--calls N] [--
     one run against such a server; prints one line of JSON. With --calls it makes that many calls and measures nothing.
 
 Each run has a fresh server and a fresh client, 0.3 s to warm up, and one second that is measured, or --seconds S. Peers take turns. A
-run beside which somebody else took more than 5 % of a core is made again, once, or --again N times. README.md lists peers and workloads.";
+run beside which somebody else took more than 5 % of a core is made again, once, or --again N times. benches/README.md lists peers and
+workloads. Three repetitions are made unless --reps says otherwise; `all` writes to target/picom-bench.jsonl unless --json does.";
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::parse(std::env::args().skip(1));
@@ -53,7 +54,8 @@ fn main() -> ExitCode {
         "table" => suite::table(&mut arguments),
         "serve" => serve::main(arguments),
         "load" => load::main(arguments),
-        _ => println!("{HELP}"),
+        "" | "help" => println!("{HELP}"),
+        other => cli::refuse(format_args!("there is no command {other:?}")),
     }
     ExitCode::SUCCESS
 }

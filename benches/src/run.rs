@@ -5,10 +5,11 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::cli::Arguments;
+use crate::cli::{Arguments, refuse};
 use crate::consul::Agent;
 use crate::noise;
 use crate::peer::Peer as _;
@@ -16,7 +17,7 @@ use crate::peers::picom_consul::ThroughConsul;
 use crate::place::Mode;
 use crate::process::{Ended, once};
 use crate::sample::Sample;
-use crate::table;
+use crate::{peers, table, workloads};
 
 /// How runs are made.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ impl Runner {
     pub(crate) fn new(arguments: &Arguments, json: Option<String>) -> Self {
         Self {
             seconds: arguments.option("seconds").unwrap_or(1.0),
-            repetitions: arguments.option("reps").unwrap_or(3),
+            repetitions: arguments.option::<NonZeroUsize>("reps").map_or(3, NonZeroUsize::get),
             again: arguments.option("again").unwrap_or(1),
             json: arguments.option("json").or(json).map(|path| create(&path)),
             failed: Vec::new(),
@@ -73,11 +74,18 @@ impl Runner {
         let mut best: Option<Sample> = None;
         for _ in 0..=self.again {
             // A fresh one knows nothing of the servers that were killed.
-            let agent = if with_consul { Some(Agent::start()?) } else { None };
+            let agent = if with_consul { Agent::start() } else { None };
+            if with_consul && agent.is_none() {
+                println!("{peer} {workload} {}: left out, there is no Consul", mode.name());
+                break;
+            }
             let before = noise::wait();
             let mut sample = match once(peer, workload, mode, self.seconds, agent.as_ref()) {
                 Ended::Measured(sample) => sample,
-                Ended::Cannot => break,
+                Ended::Cannot => {
+                    println!("{peer} {workload} {}: left out, this peer cannot do it", mode.name());
+                    break;
+                }
                 Ended::Failed => {
                     self.failed.push(format!("{peer} {workload} {}", mode.name()));
                     break;
@@ -102,11 +110,16 @@ impl Runner {
 
 fn create(path: &str) -> File {
     let folder = Path::new(path).parent().map_or(Ok(()), fs::create_dir_all);
-    folder.and_then(|()| File::create(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+    folder.and_then(|()| File::create(path)).unwrap_or_else(|error| refuse(format_args!("{path}: {error}")))
 }
 
 pub(crate) fn main(mut arguments: Arguments) -> ExitCode {
     let (peers, workloads) = (arguments.list(), arguments.list());
+    if peers.is_empty() || workloads.is_empty() {
+        refuse("run needs peers and workloads, such as `run raw,picom w1,w2-256`");
+    }
+    peers::check(&peers);
+    workloads::check(&workloads);
     let mode = arguments.option("mode").unwrap_or(Mode::Split);
     let mut runner = Runner::new(&arguments, None);
     for workload in &workloads {

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use crate::checks::{Beside, guarded};
-use crate::cli::Arguments;
+use crate::cli::{Arguments, refuse};
 use crate::consul;
 use crate::peer::Peer as _;
 use crate::peers::picom::Typed;
@@ -80,6 +80,7 @@ pub(crate) fn all(arguments: &Arguments) -> ExitCode {
         Some(names) => names.split(',').map(str::to_owned).collect(),
         None => peers::ALL.iter().map(|&name| name.to_owned()).collect(),
     };
+    peers::check(&peers);
     let installed = peers.iter().any(|peer| peer == moleculer::NAME).then(moleculer::install);
     if let Some(Err(reason)) = installed {
         println!("{} is skipped: {reason}", moleculer::NAME);
@@ -114,8 +115,8 @@ pub(crate) fn all(arguments: &Arguments) -> ExitCode {
 
 pub(crate) fn table(arguments: &mut Arguments) {
     let path = arguments.next();
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let read = |line: &str| serde_json::from_str::<Sample>(line).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| refuse(format_args!("{path}: {error}")));
+    let read = |line: &str| serde_json::from_str::<Sample>(line).unwrap_or_else(|error| refuse(format_args!("{path}: {error}")));
     let samples: Vec<Sample> = text.lines().map(read).collect();
     let mut blocks: Vec<(&str, &str)> = Vec::new();
     for sample in &samples {

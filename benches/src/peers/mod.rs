@@ -15,9 +15,10 @@ pub(crate) mod volo;
 #[cfg(test)]
 mod tests;
 
+use crate::cli::refuse;
 use crate::peer::Peer;
 
-/// Those that `all` compares, in this order. What is missing here can be named on the command line.
+/// All of them, in the order in which `all` compares them.
 pub(crate) const ALL: &[&str] = &[
     raw_std::NAME,
     raw::Raw::NAME,
@@ -51,6 +52,15 @@ pub(crate) fn visit<V: Visit>(name: &str, visitor: V) -> V::Output {
         tonic::Tonic::NAME => visitor.visit::<tonic::Tonic>(),
         tonic::TonicTuned::NAME => visitor.visit::<tonic::TonicTuned>(),
         volo::Volo::NAME => visitor.visit::<volo::Volo>(),
-        _ => panic!("there is no peer {name:?}"),
+        _ => unknown(name),
     }
+}
+
+/// Refuses names that are none.
+pub(crate) fn check(names: &[String]) {
+    names.iter().filter(|name| !ALL.contains(&name.as_str())).for_each(|name| unknown(name));
+}
+
+fn unknown(name: &str) -> ! {
+    refuse(format_args!("there is no peer {name:?}, but {}", ALL.join(", ")))
 }

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use self::streams::Stream;
+use crate::cli::refuse;
 use crate::peer::Peer;
 use crate::place::cpu_seconds;
 
@@ -108,7 +109,26 @@ pub(crate) async fn run<P: Peer>(workload: &str, plan: &Plan) -> Option<Figures>
     } else if workload == "w6" {
         mixture::run(P::connect(plan.address).await, P::STREAMS, plan).await
     } else {
-        panic!("there is no workload {workload:?}")
+        unknown(workload)
     };
     Some(figures)
+}
+
+/// Refuses names that are none.
+pub(crate) fn check(names: &[String]) {
+    let known = |name: &str| {
+        name == "w6"
+            || calls::in_flight(name).is_some()
+            || calls::echoes(name).is_some()
+            || Stream::named(name).is_some()
+            || idle::connections(name).is_some()
+            || growth::clients(name).is_some()
+    };
+    names.iter().filter(|name| !known(name)).for_each(|name| unknown(name));
+}
+
+fn unknown(name: &str) -> ! {
+    refuse(format_args!(
+        "there is no workload {name:?}, but w1, w2-N, w3-1k, w3-64k, w3-1m, w4-{{items,sent,chunks}}-{{down,up}}, w5-N, w6, w7-N and w8-N"
+    ))
 }
