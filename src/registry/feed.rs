@@ -31,7 +31,7 @@ impl Publisher {
     }
 
     /// Whether anybody looks.
-    #[cfg(feature = "manifest")]
+    #[cfg(any(feature = "broadcast", feature = "manifest"))]
     pub(super) fn is_watched(&self) -> bool {
         self.0.receiver_count() > 0
     }
@@ -81,12 +81,6 @@ impl Publisher {
     pub(super) fn waiting(&self) {
         let freshness = self.0.borrow().freshness;
         self.publish(freshness, None, None);
-    }
-
-    /// Whether anybody looks.
-    #[cfg(feature = "broadcast")]
-    pub(super) fn is_watched(&self) -> bool {
-        self.0.receiver_count() > 0
     }
 
     /// The same as another publisher's snapshot, with a generation of one's own.
