@@ -77,9 +77,11 @@ impl NodeStatus {
     /// A state that begins now. Of a reason longer than [`MAX_REASON`] the beginning is kept, and control characters become
     /// spaces, because it stands in logs, errors and the lists of registries.
     pub fn now(state: NodeState, reason: Option<&str>) -> Self {
-        let reason = reason.map(str::trim).filter(|reason| !reason.is_empty()).map(|reason| {
-            let end = (0..=reason.len().min(MAX_REASON)).rev().find(|at| reason.is_char_boundary(*at)).unwrap_or(0);
-            reason[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+        let reason = reason.and_then(|reason| {
+            let plain: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+            let plain = plain.trim();
+            let end = (0..=plain.len().min(MAX_REASON)).rev().find(|at| plain.is_char_boundary(*at)).unwrap_or(0);
+            Some(plain[..end].trim_end().to_owned()).filter(|reason| !reason.is_empty())
         });
         // Whole seconds, which survive every registry.
         let since = SystemTime::now()
@@ -162,7 +164,7 @@ mod tests {
         assert_eq!(of(&"x".repeat(MAX_REASON + 1)).unwrap().len(), MAX_REASON);
         assert_eq!(of(&format!("{}é", "x".repeat(MAX_REASON - 1))).unwrap().len(), MAX_REASON - 1);
         assert_eq!(of(""), None);
-        assert_eq!(of("two\nlines\u{85}\0").unwrap(), "two lines  ");
+        assert_eq!(of("\0two\nlines\u{85}\0").unwrap(), "two lines");
     }
 
     #[test]

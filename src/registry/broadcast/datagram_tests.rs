@@ -122,9 +122,11 @@ fn some_datagram() -> impl Strategy<Value = Datagram> {
     let numbers = (any::<u64>(), any::<u32>(), any::<u64>(), any::<u64>(), 100..=60_000_u64);
     let place = (any::<Option<[u8; 4]>>(), 1..=u16::MAX, 1..=u16::MAX, 0..STATES.len(), any::<Option<u32>>());
     (names, lists, numbers, place, any::<[bool; 2]>()).prop_map(|(names, lists, numbers, place, [leaves, replica])| {
+        // A reason as a status has it, without control characters and spaces at its ends.
+        let reason = lists.2.and_then(|reason: String| NodeStatus::now(STATES[place.3], Some(&reason)).reason);
         let status = NodeStatus {
             state: STATES[place.3],
-            reason: lists.2,
+            reason,
             since: place.4.map(|since| SystemTime::UNIX_EPOCH + Duration::from_secs(since.into())),
         };
         let usable = |ip: &IpAddr| !ip.is_multicast() && !ip.is_unspecified() && *ip != IpAddr::from([255; 4]);

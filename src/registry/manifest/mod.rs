@@ -318,7 +318,13 @@ impl Registry for Manifest {
     async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {
         instance.check()?;
         let core = self.core()?;
-        let id = core.0.with(|table, now| table.add(Content::of_instance(instance), now))?;
+        let (id, replaced) = core.0.with(|table, now| {
+            let id = table.add(Content::of_instance(instance), now)?;
+            let replaced = table.predecessors(id);
+            replaced.iter().try_for_each(|old| table.free(*old, now).map(drop))?;
+            Ok::<_, RegistryError>((id, replaced))
+        })?;
+        replaced.iter().for_each(|old| core.0.unfollow(old.number));
         // Taken back from here on, also when nobody waits for the rest.
         let owned = Owned { core: Arc::clone(&core), id };
         let states = core.0.follow(id.number);

@@ -130,6 +130,15 @@ impl Table {
         Ok(id)
     }
 
+    /// The records of one's own that were registered before this one as the same instance.
+    pub(super) fn predecessors(&self, of: RecordId) -> Vec<RecordId> {
+        let Some(own) = self.owners.get(&of.owner) else { return Vec::new() };
+        let Some(newest) = own.records.get(&of.number).map(|stored| &stored.content) else { return Vec::new() };
+        let same = |content: &Content| content.service == newest.service && content.instance == newest.instance;
+        let older = own.records.iter().filter(|(number, stored)| **number != of.number && same(&stored.content));
+        older.map(|(number, _)| RecordId { number: *number, ..of }).collect()
+    }
+
     /// Says what a record of one's own is ready for. Does nothing for one that was freed.
     pub(super) fn set_status(&mut self, number: u64, status: &NodeStatus, now: Instant) {
         self.edit(number, now, |content| content.set_status(status));
