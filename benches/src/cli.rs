@@ -7,9 +7,8 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 /// Every option of every command.
-const OPTIONS: [&str; 11] = [
-    "addr", "again", "calls", "connections", "json", "mode", "peers", "reps", "seconds", "server-pid", "with-parent",
-];
+const OPTIONS: [&str; 11] =
+    ["addr", "again", "calls", "connections", "json", "mode", "peers", "reps", "seconds", "server-pid", "with-parent"];
 
 /// Ends the process: it was asked for something that it does not have.
 pub(crate) fn refuse(why: impl Display) -> ! {

@@ -116,7 +116,9 @@ pub(crate) fn all(arguments: &Arguments) -> ExitCode {
 pub(crate) fn table(arguments: &mut Arguments) {
     let path = arguments.next();
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| refuse(format_args!("{path}: {error}")));
-    let read = |line: &str| serde_json::from_str::<Sample>(line).unwrap_or_else(|error| refuse(format_args!("{path}: {error}")));
+    let read = |line: &str| {
+        serde_json::from_str::<Sample>(line).unwrap_or_else(|error| refuse(format_args!("{path}: {error}")))
+    };
     let samples: Vec<Sample> = text.lines().map(read).collect();
     let mut blocks: Vec<(&str, &str)> = Vec::new();
     for sample in &samples {
