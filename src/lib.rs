@@ -414,6 +414,23 @@ mod streaming;
 mod transport;
 mod wire;
 
+/// serde's `with` for a field of type [`Bytes`] or `Vec<u8>` in types of your own: it travels as bytes, and long `Bytes` are sent and
+/// received without being copied. Arguments and answers that are `Bytes` themselves, and those of `#[picom::service]` and
+/// [`args!`], have it already.
+///
+/// ```
+/// # use picom::Bytes;
+/// #[derive(serde::Serialize, serde::Deserialize)]
+/// struct Upload {
+///     name: String,
+///     #[serde(with = "picom::by_reference")]
+///     data: Bytes,
+/// }
+/// ```
+pub mod by_reference {
+    pub use crate::message::bytes_field::{deserialize, serialize};
+}
+
 pub use builder::Builder;
 pub use bytes::Bytes;
 pub use client::{

@@ -20,6 +20,7 @@ struct Add {
 
 #[derive(Deserialize)]
 struct Echo {
+    #[serde(with = "picom::by_reference")]
     body: Bytes,
 }
 
