@@ -58,7 +58,9 @@ pub(crate) fn visit<V: Visit>(name: &str, visitor: V) -> V::Output {
 
 /// Refuses names that are none.
 pub(crate) fn check(names: &[String]) {
-    names.iter().filter(|name| !ALL.contains(&name.as_str())).for_each(|name| unknown(name));
+    if let Some(name) = names.iter().find(|name| !ALL.contains(&name.as_str())) {
+        unknown(name);
+    }
 }
 
 fn unknown(name: &str) -> ! {

@@ -124,7 +124,9 @@ pub(crate) fn check(names: &[String]) {
             || idle::connections(name).is_some()
             || growth::clients(name).is_some()
     };
-    names.iter().filter(|name| !known(name)).for_each(|name| unknown(name));
+    if let Some(name) = names.iter().find(|name| !known(name)) {
+        unknown(name);
+    }
 }
 
 fn unknown(name: &str) -> ! {
