@@ -58,7 +58,7 @@ impl Publisher {
     }
 
     /// The same for endpoints that somebody else keeps too.
-    #[cfg(any(feature = "consul", feature = "broadcast"))]
+    #[cfg(any(feature = "consul", feature = "manifest", feature = "broadcast"))]
     pub(super) fn stale_shared(&self, endpoints: Vec<Arc<Endpoint>>, problem: String) {
         let since = match self.0.borrow().freshness {
             Freshness::Stale(since) => since,
