@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use support::broadcast::Port;
 use support::hosts::{Host, Network, main_if_asked};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 /// What a machine that builds at the same time may add.
 const SLACK: Duration = Duration::from_secs(2);
@@ -70,7 +70,7 @@ async fn are_whole(network: &Network, hosts: &mut [Host]) {
 /// longer than they have to, and in the end all are whole again.
 async fn fall_into_halves_and_heal(network: &Network, hosts: &mut [Host], believed: Duration, heals_within: Duration) {
     let half = |host: u8| if host <= 2 { [1, 2] } else { [3, 4] };
-    let whole = Instant::now();
+    let whole = network.now();
     network.cut();
     sleep(Duration::from_secs(1)).await;
     network.mend();
@@ -80,22 +80,22 @@ async fn fall_into_halves_and_heal(network: &Network, hosts: &mut [Host], believ
         assert!(lost.is_empty(), "a cable that was cut for a second cost host {} {lost:?}", host.number);
     }
 
-    let cut = Instant::now();
+    let cut = network.now();
     network.cut();
     for host in &mut *hosts {
         host.knows(&half(host.number)).await;
-        let took = cut.elapsed();
+        let took = network.now() - cut;
         println!("host {} knew its half only, {took:.2?} after the cut", host.number);
         assert!(took < believed, "host {} believed for {took:?} in those who could not be reached", host.number);
         host.calls(&half(host.number)).await;
     }
     // So long that connections that still try have given up hope.
     sleep(LIFETIME * 2).await;
-    let mended = Instant::now();
+    let mended = network.now();
     network.mend();
     for host in &mut *hosts {
         host.knows(&[1, 2, 3, 4]).await;
-        let took = mended.elapsed();
+        let took = network.now() - mended;
         println!("host {} was whole again {took:.2?} after the cable was mended", host.number);
         assert!(took < heals_within, "host {} missed others for {took:?} after the cable was mended", host.number);
         let others: BTreeSet<u8> =
@@ -110,29 +110,30 @@ async fn fall_into_halves_and_heal(network: &Network, hosts: &mut [Host], believ
 
 /// Takes the interface of host 2 away for so long that others miss it, and then for a moment only.
 async fn lose_an_interface(network: &Network, hosts: &mut [Host]) {
-    let began = Instant::now();
+    let began = network.now();
     network.unplug(2);
     hosts[1].until("trouble", |seen| seen.freshness == "Stale" && seen.state.starts_with("Retrying")).await;
-    let took = began.elapsed();
+    let took = network.now() - began;
     println!("host 2 noticed after {took:.2?}: {}", hosts[1].seen().state);
     assert!(took < LOOK + SLACK, "host 2 noticed only after {took:?} that its interface was gone");
     hosts[0].knows(&[1, 3]).await;
     hosts[2].knows(&[1, 3]).await;
-    let took = began.elapsed();
+    let took = network.now() - began;
     assert!(took < DATAGRAM_LIFE + SLACK, "host 2 was missed only after {took:?}");
     assert_eq!(hosts[1].seen().known.len(), 3, "host 2 cannot know who is gone");
 
-    let back = Instant::now();
+    let back = network.now();
     network.plug(2);
     hosts[0].knows(&[1, 2, 3]).await;
     hosts[2].knows(&[1, 2, 3]).await;
-    println!("host 2 was heard again {:.2?} after its interface was back", back.elapsed());
-    assert!(back.elapsed() < REOPEN + SLACK, "host 2 was heard again only after {:?}", back.elapsed());
+    let took = network.now() - back;
+    println!("host 2 was heard again {took:.2?} after its interface was back");
+    assert!(took < REOPEN + SLACK, "host 2 was heard again only after {took:?}");
     hosts[1].until("the others live", |seen| seen.freshness == "Live").await;
     are_whole(network, hosts).await;
 
     // So quick that no datagram failed, but the interface is another one.
-    let quick = Instant::now();
+    let quick = network.now();
     network.unplug(2);
     network.plug(2);
     sleep(DATAGRAM_LIFE * 2).await;
@@ -155,11 +156,12 @@ async fn hosts_of_a_subnet_find_each_other_by_broadcast_and_again_when_an_interf
         lose_an_interface(&network, &mut hosts).await;
     }
     let [first, second, third] = &mut hosts;
-    let began = Instant::now();
+    let began = network.now();
     third.leave();
     first.knows(&[1, 2]).await;
     second.knows(&[1, 2]).await;
-    assert!(began.elapsed() < SLACK, "leaving was noticed only after {:?}", began.elapsed());
+    let took = network.now() - began;
+    assert!(took < SLACK, "leaving was noticed only after {took:?}");
 }
 
 #[tokio::test]
@@ -192,7 +194,7 @@ async fn a_host_that_only_listens_to_a_group_hears_it_again_when_its_interface_w
         return;
     }
     for pause in [LOOK * 2, Duration::ZERO] {
-        let began = Instant::now();
+        let began = network.now();
         network.unplug(2);
         sleep(pause).await;
         network.plug(2);

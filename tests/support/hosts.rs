@@ -9,6 +9,8 @@ use std::env;
 use std::io::{BufRead as _, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{self, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -17,7 +19,7 @@ use picom::{Context, Methods, Picom, Status, args};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::PATIENCE;
 use super::consul::on_path;
@@ -40,13 +42,42 @@ const SWITCHES: &str = "
         ip link add switch$n type bridge mcast_snooping 0
         ip link set switch$n up
     done
+    ip netns add probe
+    ip netns delete probe
     ip link add cable1 type veth peer name cable2
     ip link set cable1 master switch1 up
     ip link set cable2 master switch2 up
     echo ready
     exec cat";
 
+/// The time in which this process was awake. Who stops it, because something else is to be measured, stops its hosts too.
+#[derive(Clone)]
+struct Awake(Arc<AtomicU64>);
+
+impl Awake {
+    const TICK: Duration = Duration::from_millis(10);
+
+    fn start() -> Self {
+        let awake = Self(Arc::default());
+        let ticking = awake.clone();
+        tokio::spawn(async move {
+            loop {
+                let began = Instant::now();
+                sleep(Self::TICK).await;
+                let ticked = began.elapsed().min(Self::TICK * 10);
+                ticking.0.fetch_add(u64::try_from(ticked.as_micros()).expect("a short time"), Ordering::SeqCst);
+            }
+        });
+        awake
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_micros(self.0.load(Ordering::SeqCst))
+    }
+}
+
 pub(crate) struct Network {
+    awake: Awake,
     /// Keeps the namespaces; without one, hosts are loopback addresses.
     keeper: Option<process::Child>,
 }
@@ -64,7 +95,7 @@ impl Network {
     pub(crate) fn new(hosts: u8) -> Self {
         match keeper() {
             Ok(keeper) => {
-                let network = Self { keeper: Some(keeper) };
+                let network = Self { awake: Awake::start(), keeper: Some(keeper) };
                 for host in 1..=hosts {
                     network.run(&format!("ip netns add host{host}; ip -n host{host} link set lo up"));
                     network.plug(host);
@@ -78,9 +109,14 @@ impl Network {
                     "\nNOT TESTED WITH REAL HOSTS: this machine makes no network namespaces ({why}).\n\
                      Hosts are loopback addresses instead, and nothing is unplugged.\n"
                 );
-                Self { keeper: None }
+                Self { awake: Awake::start(), keeper: None }
             }
         }
+    }
+
+    /// For how long this process has been awake, to be compared with another time of the same.
+    pub(crate) fn now(&self) -> Duration {
+        self.awake.now()
     }
 
     pub(crate) fn is_real(&self) -> bool {
@@ -151,14 +187,15 @@ impl Network {
         let mut child = command.kill_on_drop(true).spawn().expect("the test program can be started again");
         let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
         let (sender, seen) = watch::channel(Seen::default());
+        let awake = self.awake.clone();
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 if let Some((_, said)) = line.split_once(MARK) {
-                    sender.send_modify(|seen| seen.take(said));
+                    sender.send_modify(|seen| seen.take(said, awake.now()));
                 }
             }
         });
-        Host { number, input: child.stdin.take(), _child: child, seen }
+        Host { number, input: child.stdin.take(), _child: child, seen, awake: self.awake.clone() }
     }
 }
 
@@ -187,7 +224,7 @@ fn keeper() -> Result<process::Child, String> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) known: BTreeMap<u8, IpAddr>,
-    pub(crate) lost: Vec<(u8, Instant)>,
+    pub(crate) lost: Vec<(u8, Duration)>,
     pub(crate) freshness: String,
     /// Of its registration.
     pub(crate) state: String,
@@ -195,7 +232,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    fn take(&mut self, said: &str) {
+    fn take(&mut self, said: &str, now: Duration) {
         let (what, rest) = said.split_once(' ').unwrap_or((said, ""));
         match what {
             "known" => {
@@ -204,7 +241,7 @@ impl Seen {
                 let known: BTreeMap<u8, IpAddr> =
                     words.map(|word| word.parse::<SocketAddr>().expect("an address")).map(number_of).collect();
                 let gone = self.known.keys().filter(|host| !known.contains_key(*host));
-                self.lost.extend(gone.map(|host| (*host, Instant::now())));
+                self.lost.extend(gone.map(|host| (*host, now)));
                 self.known = known;
             }
             "state" => self.state = rest.to_owned(),
@@ -229,6 +266,7 @@ pub(crate) struct Host {
     input: Option<ChildStdin>,
     _child: Child,
     seen: watch::Receiver<Seen>,
+    awake: Awake,
 }
 
 impl Host {
@@ -236,22 +274,24 @@ impl Host {
         self.seen.borrow().clone()
     }
 
-    /// Waits until what it said fits; returns how long that took.
-    pub(crate) async fn until(&mut self, what: &str, fits: impl Fn(&Seen) -> bool) -> Duration {
-        let began = Instant::now();
-        let fitting = timeout(PATIENCE, self.seen.wait_for(|seen| fits(seen))).await.is_ok_and(|seen| seen.is_ok());
-        assert!(fitting, "host {}: waited for {what}, but it said {:#?}", self.number, self.seen());
-        began.elapsed()
+    /// Waits until what it said fits.
+    pub(crate) async fn until(&mut self, what: &str, fits: impl Fn(&Seen) -> bool) {
+        let deadline = self.awake.now() + PATIENCE;
+        while timeout(Awake::TICK, self.seen.wait_for(|seen| fits(seen))).await.is_err() {
+            let said = self.seen();
+            assert!(self.awake.now() < deadline, "host {}: waited for {what}, but it said {said:#?}", self.number);
+        }
+        assert!(fits(&self.seen.borrow()), "host {} has ended before {what}", self.number);
     }
 
     /// Waits until it knows these hosts and no others.
-    pub(crate) async fn knows(&mut self, hosts: &[u8]) -> Duration {
+    pub(crate) async fn knows(&mut self, hosts: &[u8]) {
         let wanted: BTreeSet<u8> = hosts.iter().copied().collect();
-        self.until(&format!("hosts {hosts:?}"), |seen| seen.known.keys().copied().eq(wanted.iter().copied())).await
+        self.until(&format!("hosts {hosts:?}"), |seen| seen.known.keys().copied().eq(wanted.iter().copied())).await;
     }
 
-    /// Whom it has lost since then.
-    pub(crate) fn lost_since(&self, since: Instant) -> BTreeSet<u8> {
+    /// Whom it has lost since this time of the network.
+    pub(crate) fn lost_since(&self, since: Duration) -> BTreeSet<u8> {
         self.seen().lost.into_iter().filter(|(_, at)| *at >= since).map(|(host, _)| host).collect()
     }
 
