@@ -127,7 +127,12 @@ impl Table {
         let incarnation = datagram.instance.incarnation;
         let known = self.services.get_mut(&service).and_then(|entries| entries.get_mut(&id));
         if datagram.kind == Kind::Leave {
-            if known.is_some_and(|entry| entry.incarnation == incarnation) {
+            if let Some(entry) = known.filter(|entry| entry.incarnation == incarnation) {
+                // It says why, also to whoever has missed the word before it.
+                if entry.endpoint.status != datagram.instance.status {
+                    let status = datagram.instance.status;
+                    entry.endpoint = Arc::new(Endpoint { status, ..Endpoint::clone(&entry.endpoint) });
+                }
                 self.remove(&service, &id, Gone::Left, news);
             }
             return Ok(());

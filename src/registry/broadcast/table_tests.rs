@@ -326,6 +326,19 @@ fn under_a_key_forged_joins_and_leaves_change_nothing() {
     assert_eq!(world.ids(), ["one"]);
 }
 
+#[test]
+fn a_leave_notice_says_why() {
+    let mut world = World::new();
+    world.announce("one", 4000, 1001).unwrap();
+    let mut notice = leave("one", 1001, 5);
+    notice.instance.status = NodeStatus::now(NodeState::Down, Some("SIGTERM (15)"));
+    world.hear(notice).unwrap();
+    let Some(Event::Removed { endpoint, reason: Gone::Left, .. }) = world.news.last() else {
+        panic!("it has left: {:?}", world.news)
+    };
+    assert_eq!((endpoint.status.to_string().as_str(), endpoint.addr.port()), ("down: SIGTERM (15)", 4000));
+}
+
 /// One thing that may happen to the table.
 #[derive(Clone, Debug)]
 enum Step {
