@@ -390,6 +390,7 @@
 //! No feature changes how calls behave. picom needs Rust 1.85 and a tokio runtime.
 
 mod body;
+pub mod boxcar;
 mod builder;
 mod client;
 mod context;
