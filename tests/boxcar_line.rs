@@ -430,7 +430,7 @@ async fn a_rover_whose_events_nobody_reads_makes_no_more_visits() {
     for _ in 0..3 {
         assert!(matches!(events.next().await, Some(Event::Connection { .. })));
     }
-    timeout(PATIENCE, accepted.recv()).await.expect("it goes on when they are read").unwrap();
+    held.push(timeout(PATIENCE, accepted.recv()).await.expect("it goes on when they are read").unwrap());
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ impl Route {
     }
 
     /// Begins a visit: of two servers at random, to the one that was not visited for longest. A server of which nothing is held
-    /// counts as if that were twice as long ago. None while each of them is being visited.
+    /// counts as if that were twice as long ago; the one visited last only comes again at once where there is no other. None while each of them is being visited.
     ///
     /// Two at random, rather than the best of all, keeps clients that started together from walking in step.
     pub(super) fn next(&mut self, is_held: impl Fn(&str) -> bool) -> Option<Visit> {
@@ -145,6 +145,7 @@ impl Pace {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use std::collections::BTreeMap;
 
@@ -179,7 +180,7 @@ mod tests {
         assert!(uneven["a"] > 2_000, "a is not forgotten for d: {uneven:?}");
 
         let two = visits(&mut route(&["a", "b"]), |id| id == "a");
-        assert!(two["a"] > 3_000 && two["b"] > two["a"], "{two:?}");
+        assert!(two.values().all(|visits| *visits == 5_000), "two take turns, whatever is held: {two:?}");
     }
 
     #[test]
