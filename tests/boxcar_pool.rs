@@ -222,6 +222,24 @@ async fn an_idle_connection_that_ends_is_counted_out_once() {
 }
 
 #[tokio::test]
+async fn a_connection_whose_end_is_behind_unread_bytes_is_not_leased() {
+    let (wire, pool) = (Wire::new().await, Pool::new(4));
+    let mut end = wire.offer(&pool, 0, "a").await.unwrap();
+    end.write_all(b"bye").await.unwrap();
+    let lease = pool.try_lease().unwrap();
+    lease.readable().await.unwrap();
+    drop(lease);
+    drop(end);
+    // What comes after the end, on another connection, is heard after it.
+    let (mut client, mut server) = wire.pair().await;
+    server.write_all(b"x").await.unwrap();
+    client.read_u8().await.unwrap();
+    assert_eq!(pool.idle(), 1, "behind bytes it is not seen until somebody looks");
+    assert!(pool.try_lease().is_none());
+    assert_eq!((pool.len(), pool.idle()), (0, 0));
+}
+
+#[tokio::test]
 async fn a_leased_connection_that_ends_is_counted_out_when_it_comes_back() {
     let (wire, pool) = (Wire::new().await, Pool::new(4));
     let end = wire.offer(&pool, 0, "a").await.unwrap();

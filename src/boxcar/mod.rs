@@ -48,6 +48,10 @@
 //! to its lowest numbers, which are anybody's. A client with more to do takes a larger pool; a server that should get less hands out
 //! other numbers, with [`Listener::numbered_by`].
 //!
+//! A pool fills by one connection every interval. With the defaults, 20 clients with 6 connections each share three servers evenly
+//! after 6 s, and one that is restarted at once has its share again after 5 s. One that was away for minutes, while nobody asked often,
+//! has it after 15 s; a shorter [`Rover::max_interval`] makes that less.
+//!
 //! # Limits
 //!
 //! | what | default | option |
