@@ -322,6 +322,11 @@
 //! # }
 //! ```
 //!
+//! # Without calls
+//!
+//! [`boxcar`] balances the connections of any other TCP application between servers, with nothing but numbers. It needs no node and
+//! no registry.
+//!
 //! # Options
 //!
 //! [`Picom::builder`] takes them; [`options`] lists every default with its unit and its reason.
@@ -390,6 +395,7 @@
 //! No feature changes how calls behave. picom needs Rust 1.85 and a tokio runtime.
 
 mod body;
+pub mod boxcar;
 mod builder;
 mod client;
 mod context;

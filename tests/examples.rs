@@ -19,7 +19,8 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 /// The programs that this file runs; a test keeps it complete.
-const RUN: [&str; 12] = [
+const RUN: [&str; 13] = [
+    "boxcar",
     "by_name",
     "context",
     "errors",
@@ -151,6 +152,15 @@ async fn errors_name_what_failed_where_and_whether_it_ran() {
             "connection refused (attempt 4 of 4; the handler never ran)",
         ],
     );
+}
+
+#[tokio::test]
+async fn a_boxcar_spreads_the_load_and_a_restarted_server_gets_its_share() {
+    let output = succeeds(&mut example("boxcar")).await;
+    let spreads: Vec<f64> = output.lines().filter_map(|line| line.split("max/mean ").nth(1)?.parse().ok()).collect();
+    let [before, without, after] = spreads[..] else { panic!("{output}") };
+    assert!(before <= 1.15 && after <= 1.15, "{output}");
+    assert!((1.4..=1.7).contains(&without), "two of three do all the work: {output}");
 }
 
 #[tokio::test]
