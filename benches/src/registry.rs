@@ -71,7 +71,10 @@ pub(crate) fn main(mut arguments: Arguments) -> ExitCode {
     let mode = arguments.option("mode").unwrap_or(MODE);
     let seconds: f64 = arguments.option("seconds").unwrap_or(20.0);
     let mut json = arguments.option::<String>("json").map(|path| create(&path));
-    println!("{NODES} nodes in one process, {SERVICES} services each, {seconds} s of doing nothing; mode {}", mode.name());
+    println!(
+        "{NODES} nodes in one process, {SERVICES} services each, {seconds} s of doing nothing; mode {}",
+        mode.name()
+    );
     let mut missed = Vec::new();
     for name in names {
         let Some(sample) = once(&name, mode, seconds) else {
@@ -113,7 +116,10 @@ fn print(sample: &Sample) -> Vec<String> {
         let is_missed = bound.is_some_and(|bound| value > bound);
         let beside = bound.map_or(String::new(), |bound| format!("at most {bound}"));
         let mark = if is_missed { "  MISSED" } else { "" };
-        println!("{}", format!("  {:<42} {:>8} {:<4} {beside}{mark}", figure.title, short(value), figure.unit).trim_end());
+        println!(
+            "{}",
+            format!("  {:<42} {:>8} {:<4} {beside}{mark}", figure.title, short(value), figure.unit).trim_end()
+        );
         if is_missed {
             let title = if figure.title.starts_with(' ') { figure.name } else { figure.title };
             missed.push(format!("{}: {title}: {} {}", sample.workload, short(value), figure.unit));

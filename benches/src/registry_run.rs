@@ -42,8 +42,7 @@ pub(crate) fn main(mut arguments: Arguments) {
     let name = run.clone();
     let task = runtime.spawn(async move { measure(&name, measured).await });
     let figures = runtime.block_on(task).expect("the run went through");
-    let sample =
-        Sample { peer: "picom".to_owned(), workload: run, mode: mode.name().to_owned(), noise: 0.0, figures };
+    let sample = Sample { peer: "picom".to_owned(), workload: run, mode: mode.name().to_owned(), noise: 0.0, figures };
     println!("{}", serde_json::to_string(&sample).expect("a sample is JSON"));
 }
 
