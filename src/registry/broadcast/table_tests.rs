@@ -389,7 +389,7 @@ proptest! {
             let listed = world.table.list("service1").len();
             prop_assert_eq!((listed, known), (world.table.len, world.table.len as i64));
             prop_assert_eq!(world.table.sources.values().sum::<usize>(), listed);
-            let first = world.table.services.values().flat_map(BTreeMap::values).map(Entry::gone_at).min();
+            let first = world.table.services.values().flat_map(HashMap::values).map(Entry::gone_at).min();
             prop_assert!(first.is_none_or(|first| world.table.look_at().is_some_and(|at| at <= first)));
         }
         while let Some(at) = world.table.look_at() {
