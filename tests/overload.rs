@@ -377,3 +377,41 @@ async fn a_full_server_refuses_before_the_body_is_read_and_another_one_takes_the
     assert_eq!(first.await.unwrap().unwrap(), 0);
     assert_eq!(*began.lock().unwrap(), [0], "a refused call ran");
 }
+
+#[tokio::test]
+async fn handlers_that_never_wait_do_not_hold_up_what_comes_behind_them() {
+    let done = Arc::new(AtomicUsize::new(0));
+    let (count, look) = (Arc::clone(&done), Arc::clone(&done));
+    let methods = Methods::new()
+        .unary("spin", move |_cx: Context, (): ()| {
+            let count = Arc::clone(&count);
+            async move {
+                let until = std::time::Instant::now() + Duration::from_millis(1);
+                while std::time::Instant::now() < until {
+                    std::hint::spin_loop();
+                }
+                count.fetch_add(1, Ordering::SeqCst);
+                Ok::<_, Status>(0u64)
+            }
+        })
+        .unary("look", move |_cx: Context, (): ()| {
+            let done = look.load(Ordering::SeqCst);
+            async move { Ok::<_, Status>(done) }
+        });
+    // Without a limit, which would make the quick one wait for its turn.
+    let pair = pair_with(methods, |server| server.concurrency(Concurrency::Unlimited), |client| client).await;
+    let spins =
+        |count: usize| join_all((0..count).map(|_| pair.client.fetch::<u64>(SERVICE, "spin", ()).into_future()));
+    // One of 64 is measured.
+    assert!(spins(64).await.iter().all(Result::is_ok));
+    for round in 0..5 {
+        done.store(0, Ordering::SeqCst);
+        let (spun, before) = futures::join!(spins(20), pair.client.fetch::<usize>(SERVICE, "look", ()).into_future());
+        assert!(spun.iter().all(Result::is_ok));
+        let before = before.unwrap();
+        assert!(
+            before <= 5,
+            "round {round}: {before} of 20 handlers that came before it ended before a quick one began"
+        );
+    }
+}

@@ -40,13 +40,9 @@ pub(super) struct Dispatch {
     assembly: Arc<Assembly>,
     /// What the next call takes its place with: calls that are over at once use one after the other.
     running: Option<Running>,
-    /// How many calls there were, to measure one of [`SAMPLE`].
-    calls: u8,
-    /// How many of the next calls get a task at once, because the last one that was measured held the driver up.
-    heavy: u8,
 }
 
-/// One of so many calls is measured while it is polled in place.
+/// One of so many calls of a method is measured while it is polled in place.
 const SAMPLE: u8 = 64;
 /// A handler that works for longer than this before it first waits, or ends, is better off in a task: everything else on its
 /// connection waits for it, also to be refused. It is as long as some hundred small calls take.
@@ -58,6 +54,10 @@ struct Callee {
     line: Arc<Line>,
     /// The context of a call that is over, for the next one.
     spare: Option<Context>,
+    /// How many calls there were, to measure one of [`SAMPLE`].
+    calls: u8,
+    /// How many of the next calls get a task at once, because the last one that was measured held the driver up.
+    heavy: u8,
 }
 
 impl Dispatch {
@@ -65,7 +65,7 @@ impl Dispatch {
         // One message of the longest kind must always fit.
         let longest = shared.options.max_message.max(shared.router().longest_request());
         let assembly = Arc::new(Assembly::new(shared.options.max_assembly.max(longest)));
-        Self { shared, peer: None, callees: Vec::new(), assembly, running: None, calls: 0, heavy: 0 }
+        Self { shared, peer: None, callees: Vec::new(), assembly, running: None }
     }
 }
 
@@ -173,10 +173,10 @@ impl Dispatch {
             return;
         };
         let Some(future) = start.handler(&self.assembly) else { return };
-        self.calls = (self.calls + 1) % SAMPLE;
-        let measured = (self.calls == 0).then(std::time::Instant::now);
-        if measured.is_none() && self.heavy > 0 {
-            self.heavy -= 1;
+        callee.calls = (callee.calls + 1) % SAMPLE;
+        let measured = (callee.calls == 0).then(std::time::Instant::now);
+        if measured.is_none() && callee.heavy > 0 {
+            callee.heavy -= 1;
             let mut running = running;
             running.goes_on();
             let context = Some(context);
@@ -184,7 +184,7 @@ impl Dispatch {
         }
         (callee.spare, self.running) = run(link, id, context, future, running, place);
         if let Some(began) = measured {
-            self.heavy = if began.elapsed() > IN_PLACE { SAMPLE - 1 } else { 0 };
+            callee.heavy = if began.elapsed() > IN_PLACE { SAMPLE - 1 } else { 0 };
         }
     }
 
@@ -196,7 +196,7 @@ impl Dispatch {
         let route = router.get(&name).ok_or_else(|| router.unknown(&self.shared.service, &name))?.clone();
         let peer = self.peer.clone().ok_or_else(|| Status::internal("a call came before hello"))?;
         let line = Line { service: Arc::clone(&self.shared.service), method: Arc::clone(&route.name), peer };
-        Ok(Callee { route, line: Arc::new(line), spare: None })
+        Ok(Callee { route, line: Arc::new(line), spare: None, calls: 0, heavy: 0 })
     }
 }
 
