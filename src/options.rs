@@ -41,7 +41,7 @@ pub const MAX_RUNNING: usize = 65_536;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Concurrency {
-    /// No limit as long as tasks run when they are ready. When all that becomes ready within 100 ms runs more than 10 ms too late, the
+    /// No limit as long as tasks run when they are ready. When all that becomes ready within 100 ms runs more than 20 ms too late, the
     /// processors have too much to do: then fewer calls run at once, down to 8, until they are prompt again. How long calls take is
     /// not looked at, so calls that wait for something else are never held back.
     #[default]

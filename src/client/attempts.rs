@@ -142,7 +142,9 @@ impl<A: Arguments> Attempts<A> {
     /// The next attempt, open. Failures that come before that are already behind it.
     pub(super) async fn start(&mut self) -> Result<Attempt, Failed> {
         loop {
-            self.pool.throttle.admit(Instant::now()).map_err(|status| self.failed(None, status))?;
+            if self.pool.throttle.is_armed() {
+                self.pool.throttle.admit(Instant::now()).map_err(|status| self.failed(None, status))?;
+            }
             let target = self.target().await?;
             self.count += 1;
             let link = match self.connect(&target).await {

@@ -16,10 +16,10 @@ pub(super) const FLOOR: usize = 8;
 pub(super) const START: usize = 64;
 /// How often the limit is thought over.
 pub(super) const INTERVAL: Duration = Duration::from_millis(100);
-/// How late ready tasks may run, all of an interval long, before the process counts as overloaded. Timers are exact to 1 ms, a
-/// worker of tokio looks at sockets at least every 61 tasks, and a busy machine gives the processor back within some
-/// milliseconds; WeChat's DAGOR takes 20 ms of queueing for the same decision.
-const LATE: Duration = Duration::from_millis(10);
+/// How late ready tasks may run, all of an interval long, before the process counts as overloaded: the queueing time at which
+/// WeChat's DAGOR decides so. A timer is exact to 1 ms, a worker of tokio looks at sockets at least every 61 tasks, and a machine that has
+/// other things to do gives the processor back within some milliseconds.
+const LATE: Duration = Duration::from_millis(20);
 /// For how long after that the limit stays although nobody asks for more.
 const REMEMBERED: Duration = Duration::from_secs(10);
 /// How much longer than the least a call may take before the limit shrinks, as in Netflix's `Gradient2Limit`.
