@@ -8,7 +8,7 @@ use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use crate::node::Picom;
-use crate::options::Options;
+use crate::options::{Concurrency, Options};
 use crate::registry::{self, Registry, RegistryError};
 use crate::status::Status;
 
@@ -147,10 +147,27 @@ impl Builder {
         self
     }
 
-    /// Most calls that this server runs at once, over all connections; the default is 65,536. One more is refused as busy, and
-    /// its caller tries another host.
+    /// Most calls that this server runs at once, over all connections; the default is 65,536. One more waits for its turn, at
+    /// most 100 ms, or is refused as busy, and its caller tries another host.
     pub fn max_running(mut self, calls: usize) -> Self {
         self.options.max_running = calls;
+        self
+    }
+
+    /// How this server limits the calls that it runs at once, below `max_running`; the default is [`Concurrency::Adaptive`].
+    pub fn concurrency(mut self, concurrency: Concurrency) -> Self {
+        self.options.concurrency = match concurrency {
+            Concurrency::Fixed(calls) => Concurrency::Fixed(calls.max(1)),
+            other => other,
+        };
+        self
+    }
+
+    /// After what time, a tenth more or less at random, this server asks a client to leave a connection, so that connections
+    /// spread anew over servers that came later; the default is never. Running calls finish on it, and the client makes the next
+    /// ones on a new connection.
+    pub fn max_connection_age(mut self, age: impl Into<Option<Duration>>) -> Self {
+        self.options.max_connection_age = age.into();
         self
     }
 

@@ -71,6 +71,8 @@ pub struct MethodDescriptor {
     pub max_request: Option<usize>,
     /// The longest response message in bytes; `None` means the client's limit.
     pub max_response: Option<usize>,
+    /// Most calls of it that one server has at once; `None` means no limit of its own.
+    pub max_concurrent: Option<usize>,
     /// The arguments in their order.
     pub args: Cow<'static, [ArgDescriptor]>,
     /// The type of the answer, or of one item of it, as written.
@@ -94,6 +96,7 @@ impl MethodDescriptor {
             deadline: None,
             max_request: None,
             max_response: None,
+            max_concurrent: None,
             args: Cow::Borrowed(&[]),
             ok: Cow::Borrowed(""),
             err: Cow::Borrowed(""),

@@ -447,6 +447,7 @@ pub use context::{Context, Peer};
 pub use metadata::{Metadata, MetadataError};
 pub use methods::{Item, Methods};
 pub use node::{Exposed, Picom};
+pub use options::Concurrency;
 #[cfg(feature = "macros")]
 pub use picom_macros::service;
 pub use sentinel::Sentinel;

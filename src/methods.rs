@@ -87,6 +87,15 @@ impl Methods {
         self
     }
 
+    /// Most calls of the method added last that one server has at once, at least one. The next one is refused as busy, and its
+    /// caller tries another host.
+    pub fn max_concurrent(mut self, calls: usize) -> Self {
+        if let Some(method) = self.descriptor.methods.to_mut().last_mut() {
+            method.max_concurrent = Some(calls.max(1));
+        }
+        self
+    }
+
     /// Adds a method with one message each way.
     pub fn unary<A, F, R, T, E>(self, name: &str, handler: F) -> Self
     where

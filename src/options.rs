@@ -31,9 +31,30 @@ pub const MAX_MESSAGE: usize = proto::MAX_MESSAGE;
 pub const COLLECT_LIMIT: usize = 100_000;
 /// Most calls that one connection may have open at the server.
 pub const MAX_CALLS: u16 = proto::MAX_CALLS;
-/// Most calls that one server runs at once, over all connections: what 64 full connections have. One more is refused as busy,
-/// so that another host takes it.
+/// Most calls that one server runs at once, over all connections: what 64 full connections have. One more waits a moment or is refused as
+/// busy, so that another host takes it.
 pub const MAX_RUNNING: usize = 65_536;
+/// How a server limits the calls that it runs at once, below `max_running`, which is always the most.
+///
+/// One call more waits for its turn, at most 100 ms and at most half of its time; where too many wait already, it is refused as busy
+/// at once, before its body is read, and another host gets it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Concurrency {
+    /// No limit as long as tasks run when they are ready. When all that becomes ready within 100 ms runs more than 20 ms too late, the
+    /// processors have too much to do: then fewer calls run at once, down to 8, until they are prompt again. How long calls take is
+    /// not looked at, so calls that wait for something else are never held back.
+    #[default]
+    Adaptive,
+    /// A limit that follows how long calls take, for a server whose handlers queue for something of which there is only so much,
+    /// such as connections to a database: it starts at 64, shrinks down to 8 while calls take more than 1.5 times the least seen
+    /// of late, and grows otherwise. Wants methods that take about equally long, for a long one among short ones looks like a queue.
+    Gradient,
+    /// So many, at least one.
+    Fixed(usize),
+    /// As many as `max_running` allows.
+    Unlimited,
+}
 /// Most bytes that one connection may have in arguments that are still being put together from many frames.
 pub const MAX_ASSEMBLY: usize = 64 << 20;
 /// First credit of each stream in bytes. Measured on loopback, 256 KiB reaches full bandwidth; a quarter costs two
@@ -79,6 +100,10 @@ pub(crate) struct Options {
     pub(crate) collect_limit: usize,
     pub(crate) max_calls: u16,
     pub(crate) max_running: usize,
+    pub(crate) concurrency: Concurrency,
+    /// Client: whether servers are asked how busy they are.
+    pub(crate) wants_load: bool,
+    pub(crate) max_connection_age: Option<Duration>,
     pub(crate) max_assembly: usize,
     pub(crate) stream_window: u32,
     pub(crate) connection_window: u32,
@@ -108,6 +133,9 @@ impl Default for Options {
             collect_limit: COLLECT_LIMIT,
             max_calls: MAX_CALLS,
             max_running: MAX_RUNNING,
+            concurrency: Concurrency::Adaptive,
+            wants_load: false,
+            max_connection_age: None,
             max_assembly: MAX_ASSEMBLY,
             stream_window: STREAM_WINDOW,
             connection_window: CONNECTION_WINDOW,

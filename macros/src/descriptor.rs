@@ -59,6 +59,7 @@ fn entry(service: &Service, method: &Method) -> TokenStream {
     }));
     let max_request = option(method.options.max_request.map(ToTokens::into_token_stream));
     let max_response = option(method.options.max_response.map(ToTokens::into_token_stream));
+    let max_concurrent = option(method.options.max_concurrent.map(ToTokens::into_token_stream));
     let args = method.args.iter().filter_map(|arg| {
         let (name, ty) = match arg {
             crate::model::Arg::Value { ident, ty } => (ident, text::of(ty)),
@@ -80,6 +81,7 @@ fn entry(service: &Service, method: &Method) -> TokenStream {
             deadline: #deadline,
             max_request: #max_request,
             max_response: #max_response,
+            max_concurrent: #max_concurrent,
             args: ::std::borrow::Cow::Borrowed(&[#(#args),*]),
             ok: #ok,
             err: #err,

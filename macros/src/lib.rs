@@ -69,6 +69,7 @@ use syn::{Item, ItemImpl, ItemTrait};
 /// - `deadline = "500ms"`: the deadline where neither the call nor its context has one; `ns`, `us`, `ms`, `s`, `m`, `h`.
 /// - `max_request`, `max_response`: the longest message; `"1MiB"` (`B`, `KiB`, `MiB`, `GiB`) or a number of bytes. A request may be
 ///   longer than the server's `max_message` so; an answer can only be shorter than the client's.
+/// - `max_concurrent = 8`: so many calls of it one server has at once; one more is refused as busy, and another host gets it.
 ///
 /// Documentation, `#[cfg]` and `#[deprecated]` of a method are carried to the client and the descriptor.
 #[proc_macro_attribute]

@@ -16,7 +16,7 @@ use crate::units;
 
 const SERVICE_HELP: &str = "the options are `name = \"…\"`, `prefix = \"…\"` and `crate = \"…\"`";
 const METHOD_HELP: &str = "the options are `name = \"…\"`, `alias = \"…\"`, `idempotent`, `deadline = \"500ms\"`, \
-                           `max_request = \"1MiB\"` and `max_response = \"1MiB\"`";
+                           `max_request = \"1MiB\"`, `max_response = \"1MiB\"` and `max_concurrent = 8`";
 const NAME_HELP: &str = "a name has at least one character, and neither blanks nor control characters";
 
 /// What stands in `#[picom::service(…)]`.
@@ -61,6 +61,7 @@ pub(crate) struct MethodOptions {
     pub(crate) deadline: Option<Duration>,
     pub(crate) max_request: Option<usize>,
     pub(crate) max_response: Option<usize>,
+    pub(crate) max_concurrent: Option<usize>,
 }
 
 impl MethodOptions {
@@ -94,6 +95,7 @@ impl MethodOptions {
             "deadline" => entry.once(&mut self.deadline, METHOD_HELP, Entry::duration),
             "max_request" => entry.once(&mut self.max_request, METHOD_HELP, Entry::size),
             "max_response" => entry.once(&mut self.max_response, METHOD_HELP, Entry::size),
+            "max_concurrent" => entry.once(&mut self.max_concurrent, METHOD_HELP, Entry::count),
             kind @ ("unary" | "stream" | "streaming" | "client_streaming" | "server_streaming" | "bidi" | "kind") => {
                 Err(reject(
                     &entry.key,
@@ -197,6 +199,19 @@ impl Entry {
         };
         units::duration(&text.value())
             .map_err(|what| reject(&text, &format!("`{}`: {what}", self.key), units::DURATION_HELP))
+    }
+
+    fn count(&self) -> syn::Result<usize> {
+        let help = format!("as in `{} = 8`", self.key);
+        match &self.value {
+            Some(Lit::Int(number)) if number.suffix().is_empty() => match number.base10_parse() {
+                Ok(0) => Err(reject(number, &format!("`{}`: a method needs at least one call", self.key), &help)),
+                Ok(count) => Ok(count),
+                Err(_) => Err(reject(number, &format!("`{}`: this number is too large", self.key), &help)),
+            },
+            Some(other) => Err(reject(other, &format!("`{}` needs a number", self.key), &help)),
+            None => Err(reject(&self.key, &format!("`{}` needs a number", self.key), &help)),
+        }
     }
 
     fn size(&self) -> syn::Result<usize> {

@@ -103,6 +103,9 @@ impl<A: Arguments> Attempts<A> {
         if self.settled.on.is_some() || self.settled.deadline.is_some_and(|deadline| deadline <= now) {
             return None;
         }
+        if self.pool.throttle.is_armed() {
+            return None;
+        }
         let target = self.pool.choose_now()?;
         let Some(link) = target.connected() else {
             // Its turn must not be passed over because it is not connected yet.
@@ -139,6 +142,9 @@ impl<A: Arguments> Attempts<A> {
     /// The next attempt, open. Failures that come before that are already behind it.
     pub(super) async fn start(&mut self) -> Result<Attempt, Failed> {
         loop {
+            if self.pool.throttle.is_armed() {
+                self.pool.throttle.admit(Instant::now()).map_err(|status| self.failed(None, status))?;
+            }
             let target = self.target().await?;
             self.count += 1;
             let link = match self.connect(&target).await {
@@ -262,12 +268,20 @@ impl<A: Arguments> Attempts<A> {
             Failure::Refused { retry_after, .. } => *retry_after,
             _ => None,
         };
-        if matches!(failure, Failure::Refused { .. }) {
+        if matches!(failure, Failure::Refused { reason, .. } if reason != Refusal::MethodBusy) {
             target.refused(asked);
         }
         if matches!(failure, Failure::Lost { .. }) {
             target.failed();
             self.pool.refresh();
+        }
+        if let Failure::Refused { reason: Refusal::Busy, .. } = failure {
+            let now = Instant::now();
+            if let Some(overloaded) = self.pool.throttle.refused(now, || self.pool.budget.recent(now)) {
+                let (status, _) = self.status_of(failure);
+                let text = format!("{overloaded}; {}", status.message());
+                return Err(self.failed(Some(&target), status.with_message(text)));
+            }
         }
         let (status, application) = self.status_of(failure);
         if application.is_some() {

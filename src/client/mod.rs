@@ -14,6 +14,7 @@ mod response;
 mod retry;
 mod stream;
 mod target;
+mod throttle;
 
 use std::fmt;
 use std::sync::Arc;

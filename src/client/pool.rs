@@ -14,6 +14,7 @@ use super::balance::{Balance, RoundRobin};
 use super::call::at;
 use super::retry::Budget;
 use super::target::Target;
+use super::throttle::Throttle;
 use crate::options::Options;
 use crate::registry::{Endpoint, Endpoints, Freshness, Registry, RegistryError, Watch};
 use crate::state::NodeState;
@@ -37,6 +38,7 @@ const MAX_UNLISTED: usize = 64;
 pub(crate) struct Pool {
     pub(super) identity: Arc<Identity>,
     pub(super) budget: Budget,
+    pub(super) throttle: Throttle,
     registry: Result<Arc<dyn Registry>, RegistryError>,
     /// With when it began, which is with the first call.
     watch: OnceLock<(Watch, Instant)>,
@@ -61,6 +63,7 @@ impl Pool {
         Self {
             identity: Arc::new(identity),
             budget: Budget::new(),
+            throttle: Throttle::new(),
             registry,
             watch: OnceLock::new(),
             set: RwLock::new(nothing),

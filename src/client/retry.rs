@@ -125,6 +125,12 @@ impl Budget {
         now.saturating_duration_since(self.start).saturating_sub(last)
     }
 
+    /// How many calls there were of late.
+    pub(super) fn recent(&self, now: Instant) -> u64 {
+        let window = self.turn(now.saturating_duration_since(self.start).as_secs());
+        window.calls.iter().sum::<u64>() + self.calls.load(Ordering::Relaxed)
+    }
+
     /// Takes one retry out of the budget, if one is left.
     pub(super) fn retry(&self, now: Instant) -> bool {
         let second = now.saturating_duration_since(self.start).as_secs();

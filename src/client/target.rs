@@ -3,8 +3,8 @@
 //! Owns connecting: lazily, one attempt at a time for all who wait, with a growing pause after failures. It must never choose
 //! between endpoints. Look next at [`super::pool`].
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -12,10 +12,10 @@ use tokio::time::Instant;
 
 use super::pool::Identity;
 use crate::options::CLIENT_IDLE_CLOSE;
-use crate::proto::{CloseReason, Config, Error, Side};
+use crate::proto::{CloseReason, Config, Error, Load, Side};
 use crate::registry::Endpoint;
 use crate::transport;
-use crate::transport::driver::{self, NoCalls};
+use crate::transport::driver::{self, Handler, Happened};
 use crate::transport::link::{Link, Phase};
 
 /// After a failure the endpoint is left alone, as far as there are others, for a time that doubles from this…
@@ -34,6 +34,8 @@ pub(super) struct Target {
     name: Arc<str>,
     /// `rest_until` may be in the future.
     rests: AtomicBool,
+    /// Its slot and, in the upper half, its capacity, as it said last; 0 if it never has.
+    load: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -51,7 +53,7 @@ type Outcome = Result<Arc<Link>, Arc<Error>>;
 impl Target {
     pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
         let name = endpoint.addr.to_string().into();
-        Self { endpoint, name, rests: AtomicBool::new(false), state: Mutex::default() }
+        Self { endpoint, name, rests: AtomicBool::new(false), load: AtomicU32::new(0), state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -118,7 +120,7 @@ impl Target {
             if let Some(pause) = pause {
                 tokio::time::sleep_until(pause).await;
             }
-            let result = dial(&target.endpoint, &identity).await;
+            let result = dial(&target, &identity).await;
             target.concluded(&result);
             publish.send_replace(Some(result));
         });
@@ -143,6 +145,11 @@ impl Target {
     pub(super) fn says_idempotent(&self, method: &str) -> bool {
         let link = self.lock().link.clone();
         link.is_some_and(|link| link.with_peer(|peer| peer.is_some_and(|peer| peer.idempotent.contains(method))))
+    }
+
+    /// The server has said that its lowest free slot is this one, and that it runs so many calls at once.
+    pub(super) fn reported(&self, slot: u16, capacity: u16) {
+        self.load.store(u32::from(capacity) << 16 | u32::from(slot), Ordering::Relaxed);
     }
 
     /// A call failed for a reason that speaks against the endpoint.
@@ -182,9 +189,24 @@ impl Drop for Target {
     }
 }
 
-async fn dial(endpoint: &Endpoint, identity: &Identity) -> Outcome {
+/// What a connection has to say to its target: nobody calls a client.
+struct Reports(Weak<Target>);
+
+impl Handler for Reports {
+    fn ready(&mut self, _link: &Arc<Link>) {}
+    fn event(&mut self, _link: &Arc<Link>, _happened: Happened) {}
+    fn rest(&mut self) {}
+
+    fn load(&mut self, load: Load) {
+        if let Some(target) = self.0.upgrade() {
+            target.reported(load.slot, load.capacity);
+        }
+    }
+}
+
+async fn dial(target: &Arc<Target>, identity: &Identity) -> Outcome {
     let limit = identity.options.connect_timeout;
-    match tokio::time::timeout(limit, shake_hands(endpoint, identity)).await {
+    match tokio::time::timeout(limit, shake_hands(target, identity)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(Arc::new(Error::Io {
             kind: std::io::ErrorKind::TimedOut,
@@ -193,7 +215,8 @@ async fn dial(endpoint: &Endpoint, identity: &Identity) -> Outcome {
     }
 }
 
-async fn shake_hands(endpoint: &Endpoint, identity: &Identity) -> Outcome {
+async fn shake_hands(target: &Arc<Target>, identity: &Identity) -> Outcome {
+    let endpoint = &target.endpoint;
     let io = transport::connect(endpoint.addr).await.map_err(|error| Arc::new(Error::from(error)))?;
     let options = &identity.options;
     let config = Config {
@@ -206,9 +229,10 @@ async fn shake_hands(endpoint: &Endpoint, identity: &Identity) -> Outcome {
         max_message: options.max_message,
         handshake_timeout: options.connect_timeout,
         idle_close: Some(CLIENT_IDLE_CLOSE),
+        wants_load: options.wants_load,
         ..Config::new(Side::Client)
     };
-    let (link, driver) = driver::connection(io, Some(endpoint.addr), Arc::new(config), NoCalls);
+    let (link, driver) = driver::connection(io, Some(endpoint.addr), Arc::new(config), Reports(Arc::downgrade(target)));
     let mut phase = link.phase();
     // If this is cancelled, by the limit above, the connection must go too; once hello is through it lives by itself.
     let task = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move { driver.run().await }));
@@ -224,5 +248,22 @@ async fn shake_hands(endpoint: &Endpoint, identity: &Identity) -> Outcome {
             Ok(link)
         }
         Err(_) => Err(Arc::new(Error::Closed)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_remembers_what_its_connection_says_of_the_load_and_may_be_gone() {
+        let target = Arc::new(Target::new(Arc::new(Endpoint::new(([127, 0, 0, 1], 1).into()))));
+        let mut reports = Reports(Arc::downgrade(&target));
+        assert_eq!(target.load.load(Ordering::Relaxed), 0, "nothing was said yet");
+        reports.load(Load { slot: 3, capacity: 100 });
+        reports.load(Load { slot: 4, capacity: 99 });
+        assert_eq!(target.load.load(Ordering::Relaxed), 99 << 16 | 4);
+        drop(target);
+        reports.load(Load { slot: 5, capacity: 100 });
     }
 }

@@ -18,7 +18,11 @@ use crate::status::Status;
 use crate::wire::close::parse_refused;
 use crate::wire::frame::put_frame;
 use crate::wire::head::{MAX_NAME, parse_metadata, put_call};
+use crate::wire::load::{LOAD, Load, parse_load};
 use crate::wire::{Apart, CloseReason, Flags, Frame, Kind, StreamId, WireStatus};
+
+/// What is wrong with a report of load that does not have its bytes.
+const SHORT_LOAD: &str = "a report of load is cut short";
 
 impl Connection {
     /// Opens a call. `encode` appends its first message, without a prefix and without what
@@ -132,6 +136,11 @@ impl Connection {
         }
     }
 
+    /// How busy the server said last that it is, if it has said so since this was asked.
+    pub(crate) fn take_load(&mut self) -> Option<Load> {
+        self.load.take()
+    }
+
     /// How many more calls can be opened now.
     pub(crate) fn free_slots(&self) -> usize {
         if self.phase != Phase::Ready || self.draining || self.outbox.is_congested() {
@@ -166,6 +175,10 @@ impl Connection {
     pub(super) fn receive_answer(&mut self, frame: Frame) -> Result<(), Error> {
         let Frame { flags, stream: id, payload: mut body, .. } = frame;
         let now = self.now;
+        if flags.has(Flags::LOAD) {
+            self.load = Some(parse_load(&body).ok_or_else(|| Error::protocol(SHORT_LOAD))?);
+            body.advance(LOAD);
+        }
         let Some(stream) = self.streams.get_mut(id).filter(|stream| stream.receiving) else {
             return Ok(());
         };
@@ -188,8 +201,14 @@ impl Connection {
         Ok(())
     }
 
-    pub(super) fn receive_refused(&mut self, id: StreamId, payload: &[u8]) -> Result<(), Error> {
-        let Some((reason, retry_after, text)) = parse_refused(payload) else { return Ok(()) };
+    pub(super) fn receive_refused(&mut self, id: StreamId, flags: Flags, mut payload: &[u8]) -> Result<(), Error> {
+        if flags.has(Flags::LOAD) {
+            self.load = Some(parse_load(payload).ok_or_else(|| Error::protocol(SHORT_LOAD))?);
+            payload = payload.get(LOAD..).unwrap_or_default();
+        }
+        let Some((reason, retry_after, text)) = parse_refused(payload) else {
+            return Err(Error::protocol("REFUSED is cut short"));
+        };
         if self.streams.get(id).is_some_and(|stream| stream.receiving && stream.answered) {
             return Err(Error::protocol("REFUSED after ANSWER"));
         }

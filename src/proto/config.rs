@@ -3,7 +3,10 @@
 //! Owns [`Config`] and the defaults of the protocol. It must never read an option of the user: `options.rs` does that
 //! and fills a [`Config`]. Look next at `connection.rs`.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use super::load::Gauge;
 
 /// First credit of each stream, in bytes: enough for loopback and a data centre, little enough to stay in a cache. Longer
 /// paths get more, see `growth.rs`.
@@ -74,6 +77,10 @@ pub(crate) struct Config {
     pub(crate) max_message: usize,
     /// Server: names of the methods that are idempotent.
     pub(crate) idempotent: Vec<String>,
+    /// Client: whether the server shall say how busy it is.
+    pub(crate) wants_load: bool,
+    /// Server: how busy it is, for clients that want to know.
+    pub(crate) gauge: Option<Arc<Gauge>>,
     pub(crate) handshake_timeout: Duration,
     pub(crate) ping_busy: Duration,
     pub(crate) ping_idle: Duration,
@@ -102,6 +109,8 @@ impl Config {
             connection_window: CONNECTION_WINDOW,
             max_message: MAX_MESSAGE,
             idempotent: Vec::new(),
+            wants_load: false,
+            gauge: None,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             ping_busy: PING_BUSY,
             ping_idle: PING_IDLE,

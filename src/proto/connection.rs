@@ -21,6 +21,7 @@ use super::streams::{Body, Sending, Streams};
 use super::timers::after;
 use crate::wire::close::put_close;
 use crate::wire::hello::{MAX_CREDIT, MIN_WINDOW};
+use crate::wire::load::Load;
 use crate::wire::{CloseReason, PREFACE, StreamId};
 
 /// How far the connection is.
@@ -72,6 +73,8 @@ pub(crate) struct Connection {
     pub(super) draining: bool,
     /// Somebody was told `Full`.
     pub(super) slot_wanted: bool,
+    /// Client: how busy the server said last that it is, until somebody asks.
+    pub(super) load: Option<Load>,
 }
 
 impl Connection {
@@ -103,6 +106,7 @@ impl Connection {
             written: 0,
             draining: false,
             slot_wanted: false,
+            load: None,
             config,
         };
         if connection.is_client() {

@@ -33,6 +33,8 @@ pub(crate) enum Error {
     TooManyCancels,
     #[error("the peer sent too many control frames")]
     TooManyControl,
+    #[error("the peer took nothing of what was written for {0:?}")]
+    WriteStall(std::time::Duration),
     #[error("the peer does not answer")]
     KeepaliveTimeout,
     #[error("the peer closed the connection: {reason}{}{text}", if text.is_empty() { "" } else { ": " })]
@@ -65,6 +67,7 @@ impl Error {
             Self::Idle => CloseReason::Idle,
             Self::NotPicom { .. }
             | Self::KeepaliveTimeout
+            | Self::WriteStall(_)
             | Self::PeerClosed { .. }
             | Self::Io { .. }
             | Self::Closed => {

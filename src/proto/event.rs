@@ -26,6 +26,8 @@ pub(crate) struct Peer {
     pub(crate) stream_window: u32,
     /// Names of methods that are idempotent; may be incomplete.
     pub(crate) idempotent: HashSet<String>,
+    /// Whether the peer, a client, wants to know how busy this side is.
+    pub(crate) wants_load: bool,
 }
 
 /// A call about to be opened.

@@ -29,6 +29,7 @@ impl Connection {
             connection_window: self.window.size(),
             max_message: u64::try_from(config.max_message).unwrap_or(u64::MAX),
             idempotent: if client { Vec::new() } else { config.idempotent.clone() },
+            load: client && config.wants_load,
         };
         self.prefaced = true;
         self.outbox.put(|bytes| {
@@ -96,6 +97,7 @@ impl Connection {
             max_message: hello.max_message,
             stream_window: hello.stream_window,
             idempotent: hello.idempotent.into_iter().collect(),
+            wants_load: hello.load,
         }));
         if !self.is_client() {
             self.greet();

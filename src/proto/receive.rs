@@ -134,7 +134,7 @@ impl Connection {
             }
             Kind::Status => self.receive_status(frame.stream, payload)?,
             Kind::Cancel => self.receive_cancel(frame.stream)?,
-            Kind::Refused => self.receive_refused(frame.stream, payload)?,
+            Kind::Refused => self.receive_refused(frame.stream, frame.flags, payload)?,
             // That something came is all that any other PONG says.
             Kind::Pong => self.growth.answered(payload, self.now),
         }

@@ -19,6 +19,7 @@ use crate::metadata::Metadata;
 use crate::wire::close::put_refused;
 use crate::wire::frame::put_frame;
 use crate::wire::head::{CallHead, parse_call, put_metadata};
+use crate::wire::load::{Load, put_load};
 use crate::wire::{Apart, Flags, Frame, Kind, Refusal, StreamId, WireStatus};
 
 impl Connection {
@@ -32,9 +33,7 @@ impl Connection {
     ) -> Result<(), SendError<E>> {
         self.check_unanswered(id)?;
         let limit = self.message_limit();
-        let metadata = metadata.filter(|metadata| !metadata.is_empty());
-        let flags = Flags::NONE.with(Flags::META, metadata.is_some());
-        let head = |bytes: &mut BytesMut| metadata.into_iter().for_each(|metadata| put_metadata(bytes, metadata));
+        let (flags, head) = self.answer_head(metadata);
         let placed = self
             .outbox
             .message((Kind::Answer, flags, id), head, true, limit, encode)
@@ -60,11 +59,8 @@ impl Connection {
         if self.check_unanswered::<()>(id).is_err() {
             return;
         }
-        let metadata = metadata.filter(|metadata| !metadata.is_empty());
-        let flags = Flags::NONE.with(Flags::META, metadata.is_some());
-        self.outbox.head(Kind::Answer, flags, id, |bytes| {
-            metadata.into_iter().for_each(|metadata| put_metadata(bytes, metadata));
-        });
+        let (flags, head) = self.answer_head(metadata);
+        self.outbox.head(Kind::Answer, flags, id, head);
         if let Some(stream) = self.streams.get_mut(id) {
             stream.answered = true;
             stream.sending = Sending::Open;
@@ -98,7 +94,8 @@ impl Connection {
         if self.check_unanswered::<()>(id).is_err() {
             return;
         }
-        self.outbox.put(|bytes| put_refused(bytes, id, reason, retry_after, text));
+        let load = self.load_report(false);
+        self.outbox.put(|bytes| put_refused(bytes, id, reason, retry_after, text, load));
         self.sending_ended(id);
     }
 
@@ -172,6 +169,28 @@ impl Connection {
         }
         self.cancel_stream(id);
         Ok(())
+    }
+
+    /// What an ANSWER begins with.
+    fn answer_head<'a>(&self, metadata: Option<&'a Metadata>) -> (Flags, impl FnOnce(&mut BytesMut) + use<'a>) {
+        let load = self.load_report(true);
+        let metadata = metadata.filter(|metadata| !metadata.is_empty());
+        let flags = Flags::NONE.with(Flags::META, metadata.is_some()).with(Flags::LOAD, load.is_some());
+        let head = move |bytes: &mut BytesMut| {
+            if let Some(load) = load {
+                put_load(bytes, load);
+            }
+            if let Some(metadata) = metadata {
+                put_metadata(bytes, metadata);
+            }
+        };
+        (flags, head)
+    }
+
+    /// How busy this server is, if the client wants to know.
+    fn load_report(&self, answers: bool) -> Option<Load> {
+        self.peer.as_ref().filter(|peer| peer.wants_load)?;
+        self.config.gauge.as_deref().map(|gauge| gauge.report(answers))
     }
 
     fn check_unanswered<E>(&self, id: StreamId) -> Result<(), SendError<E>> {

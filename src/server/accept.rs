@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+
 use super::Shared;
 use super::connections::Place;
 use super::dispatch::Dispatch;
@@ -17,6 +19,10 @@ use crate::transport::{Io, Listener, driver};
 
 /// Pause after an accept that failed: the usual cause, too many open files, passes only with time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// By what part of it the age of a connection may be missed, either way, so that those of a burst do not end together.
+const AGE_SPREAD: f64 = 0.1;
+/// Longer than any connection lasts, and short enough for a clock.
+const MAX_AGE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How long a connection that was refused for a limit may take to read why.
 const REFUSED_LIMIT: Duration = Duration::from_secs(2);
 /// Connections being refused at once, beyond which new ones are closed without a word.
@@ -54,6 +60,11 @@ pub(super) async fn accept(mut listener: Listener, shared: Arc<Shared>) {
     }
 }
 
+/// A time near this one.
+fn spread(age: Duration) -> Duration {
+    age.min(MAX_AGE).mul_f64(1.0 - AGE_SPREAD + 2.0 * AGE_SPREAD * fastrand::f64())
+}
+
 impl Shared {
     /// Serves one connection until it ends.
     pub(super) fn serve(self: Arc<Self>, io: Io, peer: Option<SocketAddr>) {
@@ -68,9 +79,21 @@ impl Shared {
                 place.greeted();
                 std::future::pending::<()>().await;
             };
+            let aged: BoxFuture<'_, ()> = match self.options.max_connection_age {
+                None => Box::pin(std::future::pending()),
+                Some(age) => {
+                    let (sleep, link) = (tokio::time::sleep(spread(age)), &link);
+                    Box::pin(async move {
+                        sleep.await;
+                        link.drain();
+                        std::future::pending().await
+                    })
+                }
+            };
             let error = tokio::select! {
                 error = driver.run() => error,
                 () = greeted => return,
+                () = aged => return,
             };
             match &*error {
                 Error::PeerClosed { .. } | Error::Io { .. } | Error::Idle | Error::Closed => {
@@ -96,6 +119,7 @@ impl Shared {
             handshake_timeout: options.handshake_timeout,
             idle_close: Some(SERVER_IDLE_CLOSE),
             idempotent: router.idempotent().to_vec(),
+            gauge: Some(Arc::clone(&self.admission.gauge)),
             ..Config::new(Side::Server)
         })
     }

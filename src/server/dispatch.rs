@@ -8,20 +8,22 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Shared;
+use super::admission::{Admission, Entry, Refused, Running};
+use super::bulkhead::Inside;
 use super::incoming::{Incoming, body_status};
 use super::router::Route;
 use crate::body::{Assembly, BodyError, BodyReader};
 use crate::context::{Context, Line, Peer};
 use crate::metadata::Metadata;
-use crate::proto::{Event, MethodRef, Refusal};
+use crate::proto::{Event, Load, MethodRef, Refusal};
 use crate::service::{HandlerFuture, Service, panic_text};
 use crate::status::{Execution, Status};
 use crate::transport::driver::{Handler, Happened};
@@ -40,29 +42,22 @@ pub(super) struct Dispatch {
     running: Option<Running>,
 }
 
+/// One of so many calls of a method is measured while it is polled in place.
+const SAMPLE: u8 = 64;
+/// A handler that works for longer than this before it first waits, or ends, is better off in a task: everything else on its
+/// connection waits for it, also to be refused. It is as long as some hundred small calls take.
+const IN_PLACE: Duration = Duration::from_micros(250);
+
 /// A method as this connection knows it.
 struct Callee {
     route: Route,
     line: Arc<Line>,
     /// The context of a call that is over, for the next one.
     spare: Option<Context>,
-}
-
-/// One of the calls that a server runs at this moment.
-struct Running(Arc<Shared>);
-
-impl Running {
-    /// Counts one more, if there may be one more.
-    fn begin(shared: &Arc<Shared>) -> Option<Self> {
-        let running = Self(Arc::clone(shared));
-        (shared.running.fetch_add(1, Ordering::Relaxed) < shared.options.max_running).then_some(running)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::Relaxed);
-    }
+    /// How many calls there were, to measure one of [`SAMPLE`].
+    calls: u8,
+    /// How many of the next calls get a task at once, because the last one that was measured held the driver up.
+    heavy: u8,
 }
 
 impl Dispatch {
@@ -104,6 +99,8 @@ impl Handler for Dispatch {
     fn rest(&mut self) {
         self.running = None;
     }
+
+    fn load(&mut self, _load: Load) {}
 }
 
 /// What a call says before its body.
@@ -133,35 +130,62 @@ impl Dispatch {
             }
         }
         let Some(callee) = unnumbered.as_mut().or_else(|| self.callees.get_mut(number)?.as_mut()) else { return };
-        let Some(running) = self.running.take().or_else(|| Running::begin(&self.shared)) else {
-            return link.refuse(id, Refusal::Busy, "the server has its limit of running calls");
+        let route = &callee.route;
+        let place = match &route.bulkhead {
+            None => None,
+            Some(bulkhead) => match bulkhead.enter() {
+                Some(place) => Some(place),
+                None => return refuse(link, id, Refusal::MethodBusy, &Refused::new(bulkhead.full(&route.name))),
+            },
+        };
+        let mut turn = None;
+        let running = match self.running.take().or_else(|| Admission::enter_now(&self.shared)) {
+            Some(running) => Some(running),
+            None => match Admission::enter(&self.shared, deadline) {
+                Entry::Now(running) => Some(running),
+                Entry::Full(refused) => return refuse(link, id, Refusal::Busy, &refused),
+                Entry::Later(receiver, until) => {
+                    turn = Some((receiver, until));
+                    None
+                }
+            },
         };
         let context = Context::begin(callee.spare.take(), &callee.line, deadline, attempt, metadata);
-        let limit = callee.route.max_request.unwrap_or(self.shared.options.max_message);
-        let service = Arc::clone(&callee.route.service);
-        let position = callee.route.method;
-        let prefix = whole.as_deref().and_then(|body| only_message(body, limit));
-        let future = match (whole, prefix) {
-            (Some(mut body), Some(prefix)) => {
-                body.advance(prefix);
-                service.call(position, Incoming::whole(Arc::clone(link), id, context.clone(), body))
-            }
-            (whole, _) => {
-                let mut body = match whole {
-                    Some(body) => BodyReader::whole(Arc::clone(link), id, limit, body),
-                    None => BodyReader::new(Arc::clone(link), id, limit).within(Arc::clone(&self.assembly)),
-                };
-                let nobody = TaskContext::from_waker(Waker::noop());
-                match body.poll_message(&nobody) {
-                    Poll::Pending => assemble(link, id, context.clone(), body, service, position),
-                    Poll::Ready(message) => match first_message(link, id, message) {
-                        Some(args) => service.call(position, Incoming::with_body(context.clone(), args, body)),
-                        None => return,
-                    },
-                }
-            }
+        let start = Start {
+            link: Arc::clone(link),
+            id,
+            context: context.clone(),
+            service: Arc::clone(&route.service),
+            method: route.method,
+            limit: route.max_request.unwrap_or(self.shared.options.max_message),
+            whole,
         };
-        (callee.spare, self.running) = run(link, id, context, future, running);
+        let Some(running) = running else {
+            if let Some((turn, until)) = turn {
+                let (shared, assembly) = (Arc::clone(&self.shared), Arc::clone(&self.assembly));
+                let future = Box::pin(wait(start, assembly, turn, until, shared));
+                spawn(
+                    link,
+                    id,
+                    Handling { context: Some(context), future, done: false, _running: None, _place: place },
+                );
+            }
+            return;
+        };
+        let Some(future) = start.handler(&self.assembly) else { return };
+        callee.calls = (callee.calls + 1) % SAMPLE;
+        let measured = (callee.calls == 0).then(std::time::Instant::now);
+        if measured.is_none() && callee.heavy > 0 {
+            callee.heavy -= 1;
+            let mut running = running;
+            running.goes_on();
+            let context = Some(context);
+            return spawn(link, id, Handling { context, future, done: false, _running: Some(running), _place: place });
+        }
+        (callee.spare, self.running) = run(link, id, context, future, running, place);
+        if let Some(began) = measured {
+            callee.heavy = if began.elapsed() > IN_PLACE { SAMPLE - 1 } else { 0 };
+        }
     }
 
     /// Looks a method up.
@@ -172,7 +196,7 @@ impl Dispatch {
         let route = router.get(&name).ok_or_else(|| router.unknown(&self.shared.service, &name))?.clone();
         let peer = self.peer.clone().ok_or_else(|| Status::internal("a call came before hello"))?;
         let line = Line { service: Arc::clone(&self.shared.service), method: Arc::clone(&route.name), peer };
-        Ok(Callee { route, line: Arc::new(line), spare: None })
+        Ok(Callee { route, line: Arc::new(line), spare: None, calls: 0, heavy: 0 })
     }
 }
 
@@ -180,6 +204,65 @@ impl Dispatch {
 fn only_message(body: &[u8], limit: usize) -> Option<usize> {
     let (len, prefix) = wire::parse_prefix(body)?;
     (len <= limit && prefix + len == body.len()).then_some(prefix)
+}
+
+/// Tells a caller to go elsewhere.
+fn refuse(link: &Link, id: StreamId, reason: Refusal, refused: &Refused) {
+    link.refuse(id, reason, Some(refused.retry_after), &refused.text);
+}
+
+/// A call that was let in, on its way to its handler.
+struct Start {
+    link: Arc<Link>,
+    id: StreamId,
+    context: Context,
+    service: Arc<dyn Service>,
+    method: usize,
+    /// Of its arguments, in bytes.
+    limit: usize,
+    /// Its body, if all of it came with the call.
+    whole: Option<Bytes>,
+}
+
+impl Start {
+    /// What is to be polled; `None` if the caller was told why there is nothing.
+    fn handler(self, assembly: &Arc<Assembly>) -> Option<HandlerFuture> {
+        let Self { link, id, context, service, method, limit, whole } = self;
+        let prefix = whole.as_deref().and_then(|body| only_message(body, limit));
+        let mut body = match (whole, prefix) {
+            (Some(mut body), Some(prefix)) => {
+                body.advance(prefix);
+                return Some(service.call(method, Incoming::whole(link, id, context, body)));
+            }
+            (Some(body), None) => BodyReader::whole(Arc::clone(&link), id, limit, body),
+            (None, _) => BodyReader::new(Arc::clone(&link), id, limit).within(Arc::clone(assembly)),
+        };
+        let nobody = TaskContext::from_waker(Waker::noop());
+        match body.poll_message(&nobody) {
+            Poll::Pending => Some(assemble(&link, id, context, body, service, method)),
+            Poll::Ready(message) => first_message(&link, id, message)
+                .map(|args| service.call(method, Incoming::with_body(context, args, body))),
+        }
+    }
+}
+
+/// Waits for a call's turn, and then runs its handler.
+async fn wait(
+    start: Start,
+    assembly: Arc<Assembly>,
+    turn: oneshot::Receiver<Running>,
+    until: Instant,
+    shared: Arc<Shared>,
+) {
+    let Ok(Ok(mut running)) = tokio::time::timeout_at(until, turn).await else {
+        return refuse(&start.link, start.id, Refusal::Busy, &Refused::new(shared.admission.full()));
+    };
+    drop(shared);
+    running.goes_on();
+    if let Some(handler) = start.handler(&assembly) {
+        handler.await;
+    }
+    drop(running);
 }
 
 /// How long the arguments of a call without a deadline may take to come, beside the time that their length allows for.
@@ -217,7 +300,7 @@ fn first_message(link: &Link, id: StreamId, message: Option<Result<Bytes, BodyEr
         None => return Some(Bytes::new()),
         Some(Ok(args)) => return Some(args),
         Some(Err(BodyError::NoRoom)) => {
-            link.refuse(id, Refusal::Busy, "the connection has too many long messages under way");
+            link.refuse(id, Refusal::Busy, None, "the connection has too many long messages under way");
             return None;
         }
         Some(Err(BodyError::TooLong { len, limit })) => Status::invalid_argument(format!(
@@ -235,7 +318,8 @@ fn run(
     id: StreamId,
     context: Context,
     mut future: HandlerFuture,
-    running: Running,
+    mut running: Running,
+    place: Option<Inside>,
 ) -> (Option<Context>, Option<Running>) {
     let mut context = Some(context);
     match poll(&mut context, &mut future, &mut TaskContext::from_waker(Waker::noop())) {
@@ -247,11 +331,16 @@ fn run(
         }
         Poll::Pending => {
             // A task polls it again at once with a waker of its own, so nothing that happens in between is missed.
-            let task = tokio::spawn(Handling { context, future, done: false, _running: running });
-            link.keep_task(id, task.abort_handle());
+            running.goes_on();
+            spawn(link, id, Handling { context, future, done: false, _running: Some(running), _place: place });
             (None, None)
         }
     }
+}
+
+fn spawn(link: &Link, id: StreamId, handling: Handling) {
+    let task = tokio::spawn(handling);
+    link.keep_task(id, task.abort_handle());
 }
 
 /// Polls a handler in the context of its call. Panics end here: `false` says that it did not come to its end.
@@ -281,8 +370,10 @@ struct Handling {
     context: Option<Context>,
     future: HandlerFuture,
     done: bool,
-    /// Counts this call among those that run.
-    _running: Running,
+    /// Counts this call among those that run, unless it waits for its turn first.
+    _running: Option<Running>,
+    /// Its place among the calls of its method.
+    _place: Option<Inside>,
 }
 
 impl Future for Handling {

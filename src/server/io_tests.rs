@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::task::JoinHandle;
 
@@ -20,13 +20,14 @@ use super::Server;
 use crate::body::{BodyError, BodyReader};
 use crate::methods::Methods;
 use crate::options::Options;
-use crate::proto::{Config, Error, Failure, Open, Side};
+use crate::proto::{Config, Error, Failure, Load, Open, Side};
 use crate::service::Service;
 use crate::status::Status;
-use crate::transport::driver::{NoCalls, connection};
+use crate::transport::driver::{Handler, Happened, NoCalls, connection};
 use crate::transport::link::{Link, Phase};
 use crate::transport::{Io, WriteHalf, memory};
-use crate::wire::StreamId;
+use crate::wire::frame::put_frame;
+use crate::wire::{Flags, Hello, Kind, PREFACE, StreamId};
 
 /// What the test decides about the pipe.
 #[derive(Default)]
@@ -236,4 +237,117 @@ async fn a_caller_that_finds_no_room_leaves_the_rest_to_the_driver() {
     let answers = futures::future::join_all(calls.into_iter().map(|id| answer(&link, id)));
     let answers = tokio::time::timeout(Duration::from_secs(2), answers).await.expect("nobody writes any more");
     assert!(answers.iter().all(|answer| *answer == Ok(vec![7])));
+}
+
+/// A peer that asks for more than it ever reads, in numbers that no window stops, and what its server thinks of it.
+async fn greedy() -> (Server, Io, tokio::sync::watch::Receiver<Phase>) {
+    let server = Server::start("service1", 1, Options { in_memory: true, ..Options::default() }).await.unwrap();
+    let methods = Methods::new().server_streaming("flood", async |_cx, (): ()| {
+        Ok(futures::stream::repeat_with(|| Bytes::from_static(&[0; 30_000])))
+    });
+    let methods: Arc<dyn Service> = Arc::new(methods);
+    server.add(&methods).unwrap();
+    let io = memory::connect(server.local_addr()).unwrap();
+    let hello = Hello {
+        node: "greedy".into(),
+        service: "service1".into(),
+        incarnation: 2,
+        expect: None,
+        max_calls: 0,
+        stream_window: 1 << 30,
+        connection_window: 1 << 30,
+        max_message: 1 << 20,
+        idempotent: Vec::new(),
+        load: false,
+    };
+    let mut bytes = BytesMut::from(&PREFACE[..]);
+    put_frame(&mut bytes, Kind::Hello, Flags::NONE, StreamId::CONNECTION, &hello.encode());
+    let call = b"\0\0\x05flood\0\0\0\0\0\x01\xc0";
+    put_frame(&mut bytes, Kind::Call, Flags::NAME.with(Flags::END, true), StreamId::new(0, 1), call);
+    assert_eq!(io.write.try_write(&[io::IoSlice::new(&bytes)]).unwrap(), bytes.len());
+    settled().await;
+    let mut phase = None;
+    server.shared.connections.for_each(|link| phase = Some(link.phase()));
+    (server, io, phase.unwrap())
+}
+
+/// Says that the peer is alive.
+fn ping(io: &Io) {
+    let mut bytes = BytesMut::new();
+    put_frame(&mut bytes, Kind::Ping, Flags::NONE, StreamId::CONNECTION, &[0; 8]);
+    // The other side may be gone.
+    let _ = io.write.try_write(&[io::IoSlice::new(&bytes)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_talks_but_takes_nothing_for_ten_seconds_loses_the_connection() {
+    let (_server, io, mut phase) = greedy().await;
+    let begun = tokio::time::Instant::now();
+    while !matches!(*phase.borrow_and_update(), Phase::Closed(_)) {
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "the connection lives although nothing can be written to it"
+        );
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        ping(&io);
+    }
+    let took = begun.elapsed();
+    let limit = Duration::from_secs(10)..Duration::from_secs(11);
+    assert!(limit.contains(&took), "it was closed after {took:?}");
+    let Phase::Closed(error) = phase.borrow().clone() else { panic!("just seen") };
+    assert!(matches!(*error, Error::WriteStall(_)), "{error}");
+    assert_eq!(error.to_string(), "the peer took nothing of what was written for 10s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_takes_a_little_within_ten_seconds_keeps_the_connection() {
+    let (_server, mut io, phase) = greedy().await;
+    let begun = tokio::time::Instant::now();
+    let mut buffer = [0; 1000];
+    for half_seconds in 0..100 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        ping(&io);
+        if half_seconds % 19 == 18 {
+            assert!(tokio::io::AsyncReadExt::read(&mut io.read, &mut buffer).await.unwrap() > 0);
+        }
+        let phase = phase.borrow().clone();
+        assert!(matches!(phase, Phase::Ready), "after {:?}: {phase:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_server_says_how_busy_it_is_only_to_those_who_ask() {
+    let server = Server::start("service1", 1, Options { in_memory: true, ..Options::default() }).await.unwrap();
+    let methods = Methods::new().unary("id", async |_cx, number: u64| Ok::<_, Status>(number));
+    let methods: Arc<dyn Service> = Arc::new(methods);
+    server.add(&methods).unwrap();
+    for asks in [true, false] {
+        let io = memory::connect(server.local_addr()).unwrap();
+        let config =
+            Config { service: "service1".into(), incarnation: 2, wants_load: asks, ..Config::new(Side::Client) };
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let (link, driver) = connection(io, None, Arc::new(config), Listener(Arc::clone(&told)));
+        tokio::spawn(driver.run());
+        link.phase().wait_for(|phase| matches!(phase, Phase::Ready)).await.unwrap();
+        assert_eq!(answer(&link, open(&link)).await, Ok(vec![7]));
+        // Five others run.
+        server.shared.admission.gauge.running.fetch_add(5, Ordering::SeqCst);
+        assert_eq!(answer(&link, open(&link)).await, Ok(vec![7]));
+        server.shared.admission.gauge.running.fetch_sub(5, Ordering::SeqCst);
+        let expected: &[(u16, u16)] = if asks { &[(0, 65_535), (5, 65_535)] } else { &[] };
+        assert_eq!(*told.lock().unwrap(), expected, "a client that {} asks", if asks { "" } else { "never" });
+    }
+}
+
+/// Notes what a server says of its load.
+struct Listener(Arc<Mutex<Vec<(u16, u16)>>>);
+
+impl Handler for Listener {
+    fn ready(&mut self, _link: &Arc<Link>) {}
+    fn event(&mut self, _link: &Arc<Link>, _happened: Happened) {}
+    fn rest(&mut self) {}
+
+    fn load(&mut self, load: Load) {
+        self.0.lock().unwrap().push((load.slot, load.capacity));
+    }
 }

@@ -4,17 +4,20 @@
 //! the node registers it. Look next at [`dispatch`] for the road of a call.
 
 mod accept;
+mod admission;
 mod answer;
+mod bulkhead;
 mod connections;
 mod dispatch;
 mod incoming;
 #[cfg(test)]
 mod io_tests;
+mod limit;
 mod router;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -29,6 +32,7 @@ use crate::proto::CloseReason;
 use crate::service::Service;
 use crate::status::Status;
 use crate::transport::{Listener, memory};
+use admission::Admission;
 use connections::Connections;
 use router::Router;
 
@@ -51,7 +55,7 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     router: RwLock<Arc<Router>>,
     connections: Connections,
-    running: AtomicUsize,
+    admission: Admission,
     draining: AtomicBool,
     stop_accepting: CancellationToken,
     tasks: TaskTracker,
@@ -75,8 +79,8 @@ impl Server {
             incarnation,
             router: RwLock::default(),
             connections: Connections::new(&options),
+            admission: Admission::new(options.concurrency, options.max_running),
             options,
-            running: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             stop_accepting: CancellationToken::new(),
             tasks: TaskTracker::new(),

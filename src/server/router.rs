@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::bulkhead::Bulkhead;
 use crate::descriptor::MethodDescriptor;
 use crate::service::Service;
 use crate::status::{Execution, Status};
@@ -20,6 +21,8 @@ pub(super) struct Route {
     pub(super) method: usize,
     pub(super) name: Arc<str>,
     pub(super) max_request: Option<usize>,
+    /// How many calls of it there may be at once.
+    pub(super) bulkhead: Option<Arc<Bulkhead>>,
 }
 
 /// Every name that the server answers to.
@@ -35,6 +38,7 @@ impl Router {
     pub(super) fn with(&self, service: &Arc<dyn Service>) -> Result<Self, Status> {
         let mut router = self.clone();
         for (index, method) in service.descriptor().methods.iter().enumerate() {
+            let bulkhead = method.max_concurrent.map(|max| Arc::new(Bulkhead::new(max)));
             for name in names(method) {
                 let name: Arc<str> = name.into();
                 if name.is_empty() || name.len() > usize::from(u8::MAX) {
@@ -54,6 +58,7 @@ impl Router {
                     method: index,
                     name: Arc::clone(&name),
                     max_request: method.max_request,
+                    bulkhead: bulkhead.clone(),
                 };
                 if router.routes.insert(Arc::clone(&name), route).is_some() {
                     return Err(Status::already_exists(format!("method `{name}` is already exposed by this node")));

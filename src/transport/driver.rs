@@ -19,7 +19,7 @@ use tokio_util::io::poll_read_buf;
 use super::link::{Flush, Link, Phase};
 use super::state::{News, State};
 use super::{Io, buffers};
-use crate::proto::{Config, Connection, Error, Event};
+use crate::proto::{Config, Connection, Error, Event, Load};
 use crate::wire::{HEADER, Header, MAX_PAYLOAD};
 
 /// Size of the read buffer of a quiet connection. One that waits has none, so it is one that allocators make quickly.
@@ -39,6 +39,9 @@ const EVENTS_PER_TURN: usize = 256;
 const TURNS_PER_WAKE: usize = 8;
 /// How long a closed connection may stand still: with last words that the peer does not take, or with nothing coming from it.
 const LINGER: Duration = Duration::from_secs(1);
+/// How long a peer may take nothing while something waits to be written. It costs memory at this end and tells its own keepalive
+/// nothing; NATS gives a slow reader as long. TCP_USER_TIMEOUT is the same for what the kernel has already, on systems that have it.
+const WRITE_STALL: Duration = Duration::from_secs(10);
 /// How many bytes a closed connection is still read, so that the peer gets our last words instead of a reset. A peer that has
 /// not heard of the end yet may send as much as the default credit of a connection allows.
 const LINGER_BYTES: usize = crate::proto::CONNECTION_WINDOW as usize;
@@ -51,6 +54,8 @@ pub(crate) trait Handler: Send + 'static {
     fn event(&mut self, link: &Arc<Link>, happened: Happened);
     /// No more events are there for now.
     fn rest(&mut self);
+    /// The peer has said how busy it is. Once for all that is read together.
+    fn load(&mut self, load: Load);
 }
 
 /// An event, and the body of the call that it announces if all of it is there.
@@ -63,6 +68,7 @@ impl Handler for NoCalls {
     fn ready(&mut self, _link: &Arc<Link>) {}
     fn event(&mut self, _link: &Arc<Link>, _happened: Happened) {}
     fn rest(&mut self) {}
+    fn load(&mut self, _load: Load) {}
 }
 
 /// The task of one connection; [`Driver::run`] ends when the connection does. Dropping it ends the connection too.
@@ -216,7 +222,10 @@ impl<H: Handler> Driver<H> {
         if !self.events.is_empty() || !self.wakers.is_empty() || has_output || began_to_close {
             return false;
         }
-        let timeout = state.proto.timeout();
+        let timeout = match (state.proto.timeout(), self.stalls_at(&mut state)) {
+            (Some(timeout), Some(stall)) => Some(timeout.min(stall)),
+            (timeout, stall) => timeout.or(stall),
+        };
         // A timer that fires too early costs a look; moving it at every frame would cost more.
         let rearm = match (timeout, state.armed) {
             (Some(timeout), Some(armed)) => timeout < armed,
@@ -240,6 +249,12 @@ impl<H: Handler> Driver<H> {
         true
     }
 
+    /// When the peer will have taken nothing for too long, if something waits for it.
+    fn stalls_at(&self, state: &mut State) -> Option<std::time::Instant> {
+        let blocked = state.blocked && !state.proto.is_closed();
+        blocked.then(|| *state.stalled_since.get_or_insert_with(|| Instant::now().into_std()) + WRITE_STALL)
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
         let room = self.make_room();
         let mut target = (&mut self.buffer).limit(room);
@@ -254,8 +269,12 @@ impl<H: Handler> Driver<H> {
         let now = Instant::now().into_std();
         let mut state = self.link.lock();
         let received = state.proto.receive(&mut self.buffer, now);
+        let load = state.proto.take_load();
         let became_ready = take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
         drop(state);
+        if let Some(load) = load {
+            self.handler.load(load);
+        }
         self.wakers.drain(..).for_each(Waker::wake);
         if became_ready {
             self.handler.ready(&self.link);
@@ -330,7 +349,10 @@ impl<H: Handler> Driver<H> {
         if !listening {
             state.proto.excuse_silence(now);
         }
-        let result = state.proto.handle_timeout(now);
+        let mut result = state.proto.handle_timeout(now);
+        if result.is_ok() && self.stalls_at(&mut state).is_some_and(|limit| limit <= now) {
+            result = Err(Error::WriteStall(WRITE_STALL));
+        }
         take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
         // Time passes only where little else does: what a burst needed is given back.
         state.proto.rest();

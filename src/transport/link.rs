@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
@@ -287,9 +287,9 @@ impl Link {
         }
     }
 
-    /// Says that the call was not and will not be processed.
-    pub(crate) fn refuse(&self, id: StreamId, reason: Refusal, text: &str) {
-        self.end(id, |proto| proto.refuse(id, reason, None, text));
+    /// Says that the call was not and will not be processed, and when it may come back.
+    pub(crate) fn refuse(&self, id: StreamId, reason: Refusal, retry_after: Option<Duration>, text: &str) {
+        self.end(id, |proto| proto.refuse(id, reason, retry_after, text));
     }
 
     fn end<T>(&self, id: StreamId, act: impl FnOnce(&mut Connection) -> T) -> T {
@@ -444,6 +444,7 @@ impl Link {
             match written {
                 Ok(n) => {
                     state.blocked = false;
+                    state.stalled_since = None;
                     state.progressed = true;
                     state.proto.wrote();
                     batch.advance(n);

@@ -27,6 +27,8 @@ pub(super) struct State {
     pub(super) blocked: bool,
     /// Why nothing can be written any more. What the peer has sent before may still be read.
     pub(super) write_error: Option<Error>,
+    /// Since when the kernel takes nothing, as far as the driver has noticed.
+    pub(super) stalled_since: Option<Instant>,
     /// The kernel took something since the driver last asked.
     pub(super) progressed: bool,
     /// The driver will look at the queues before it sleeps, so nobody needs to wake it.
@@ -81,6 +83,7 @@ impl State {
             writing: false,
             blocked: false,
             write_error: None,
+            stalled_since: None,
             progressed: false,
             // The driver runs first of all.
             awake: true,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 
 use super::frame::{Flags, HEADER, Header, Kind, MAX_TEXT, StreamId};
+use super::load::{LOAD, Load, put_load};
 
 /// Why a side closes the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +93,8 @@ impl fmt::Display for CloseReason {
 pub(crate) enum Refusal {
     Busy,
     Draining,
+    /// Only the method has no place; others are served.
+    MethodBusy,
     /// A number that this version does not know.
     Unknown(u8),
 }
@@ -101,6 +104,7 @@ impl Refusal {
         match self {
             Self::Busy => 1,
             Self::Draining => 2,
+            Self::MethodBusy => 3,
             Self::Unknown(number) => number,
         }
     }
@@ -109,6 +113,7 @@ impl Refusal {
         match number {
             1 => Self::Busy,
             2 => Self::Draining,
+            3 => Self::MethodBusy,
             other => Self::Unknown(other),
         }
     }
@@ -141,25 +146,31 @@ pub(crate) fn parse_close(payload: &[u8]) -> (CloseReason, &[u8]) {
     }
 }
 
-/// Appends a REFUSED frame; a text that is too long is cut, and so is a time above 49 days.
+/// Appends a REFUSED frame, with a report of the load if there is one; a text that is too long is cut, and so is a time above 49 days.
 pub(crate) fn put_refused(
     target: &mut BytesMut,
     stream: StreamId,
     reason: Refusal,
     retry_after: Option<Duration>,
     text: &str,
+    load: Option<Load>,
 ) {
     let text = cut(text, MAX_TEXT);
-    let header = Header { len: 5 + text.len(), kind: Kind::Refused, flags: Flags::NONE, stream };
+    let flags = Flags::NONE.with(Flags::LOAD, load.is_some());
+    let len = load.map_or(0, |_| LOAD) + 5 + text.len();
+    let header = Header { len, kind: Kind::Refused, flags, stream };
     target.reserve(HEADER + header.len);
     target.put_slice(&header.bytes());
+    if let Some(load) = load {
+        put_load(target, load);
+    }
     target.put_u8(reason.number());
     // 0 means that no time is named, so a time that is named is at least one millisecond.
     target.put_u32(retry_after.map_or(0, |after| u32::try_from(after.as_millis()).unwrap_or(u32::MAX).max(1)));
     target.put_slice(text.as_bytes());
 }
 
-/// Reason, time to wait and text of a REFUSED; `None` if it is too short for them.
+/// Reason, time to wait and text of a REFUSED, which follow the report of the load; `None` if it is too short for them.
 pub(crate) fn parse_refused(payload: &[u8]) -> Option<(Refusal, Option<Duration>, &[u8])> {
     let (&[reason, a, b, c, d], text) = payload.split_first_chunk::<5>()?;
     let millis = u32::from_be_bytes([a, b, c, d]);
@@ -186,7 +197,7 @@ mod tests {
         assert_eq!((reason, std::str::from_utf8(text).unwrap().len()), (CloseReason::Busy, 256));
         bytes.clear();
         let id = StreamId::new(1, 1);
-        put_refused(&mut bytes, id, Refusal::Draining, Some(Duration::from_micros(1)), "text");
+        put_refused(&mut bytes, id, Refusal::Draining, Some(Duration::from_micros(1)), "text", None);
         let wait = Some(Duration::from_millis(1));
         assert_eq!(parse_refused(&bytes[HEADER..]), Some((Refusal::Draining, wait, &b"text"[..])));
     }

@@ -11,6 +11,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::hello::MAX_HELLO;
+use super::load::LOAD;
 
 /// Bytes of a frame's header.
 pub(crate) const HEADER: usize = 8;
@@ -82,7 +83,8 @@ impl Kind {
         match self {
             Self::Call => Flags::END.0 | Flags::NAME.0 | Flags::META.0,
             Self::Data => Flags::END.0,
-            Self::Answer => Flags::END.0 | Flags::META.0,
+            Self::Answer => Flags::END.0 | Flags::LOAD.0 | Flags::META.0,
+            Self::Refused => Flags::LOAD.0,
             _ => 0,
         }
     }
@@ -98,7 +100,7 @@ impl Kind {
             Self::Data | Self::Answer => (0, MAX_PAYLOAD),
             Self::Status => (1, MAX_PAYLOAD),
             Self::Cancel => (0, 0),
-            Self::Refused => (5, 5 + MAX_TEXT),
+            Self::Refused => (5, LOAD + 5 + MAX_TEXT),
         }
     }
 
@@ -122,6 +124,8 @@ impl Flags {
     pub(crate) const END: Self = Self(0x80);
     /// The method's name follows its number.
     pub(crate) const NAME: Self = Self(0x40);
+    /// A report of the server's load precedes everything else; the bit of NAME, which only CALL has.
+    pub(crate) const LOAD: Self = Self(0x40);
     /// A block of metadata precedes the body bytes.
     pub(crate) const META: Self = Self(0x20);
     const ALL: u8 = 0xe0;

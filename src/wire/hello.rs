@@ -31,6 +31,9 @@ pub(crate) struct Hello {
     pub(crate) max_message: u64,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) idempotent: Vec<String>,
+    /// Client: whether answers and refusals shall say how busy the server is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) load: bool,
 }
 
 impl Hello {

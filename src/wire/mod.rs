@@ -8,6 +8,7 @@ pub(crate) mod close;
 pub(crate) mod frame;
 pub(crate) mod head;
 pub(crate) mod hello;
+pub(crate) mod load;
 pub(crate) mod preface;
 pub(crate) mod prefix;
 pub(crate) mod status;

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use proptest::prelude::*;
 
 use super::support::*;
-use crate::proto::{Connection, Error, Event, Open, Read};
+use crate::proto::{Config, Connection, Error, Event, Open, Read};
 use crate::status::{Code, Status};
 use crate::wire::{Refusal, StreamId};
 
@@ -52,7 +52,7 @@ fn feed(machine: &mut Connection, now: std::time::Instant, bytes: &[u8], cuts: &
 
 /// A conversation that has every kind of frame; all that each side said, from the first byte on.
 fn conversation() -> (Vec<u8>, Vec<u8>) {
-    let mut pair = Pair::fresh(client_config(), server_config());
+    let mut pair = Pair::fresh(Config { wants_load: true, ..client_config() }, loaded(server_config()));
     pair.run();
     opens(&mut pair);
     pair.run();
@@ -93,7 +93,7 @@ fn opens(pair: &mut Pair) {
 
 /// What a fresh server makes of what the client said, or the other way round.
 fn replay(server: bool, bytes: &[u8], cuts: &[usize]) -> Trace {
-    let mut pair = Pair::fresh(client_config(), server_config());
+    let mut pair = Pair::fresh(Config { wants_load: true, ..client_config() }, loaded(server_config()));
     let now = pair.now;
     let mut trace = if server {
         feed(&mut pair.server, now, bytes, cuts)

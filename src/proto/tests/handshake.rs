@@ -30,6 +30,7 @@ fn hello() -> Hello {
         connection_window: 65_536,
         max_message: 1000,
         idempotent: Vec::new(),
+        load: false,
     }
 }
 

@@ -142,6 +142,11 @@ fn bodies_that_break_a_rule_are_errors() {
     let mut refused = frame(Kind::Answer, Flags::NONE, id, b"x");
     refused.unsplit(frame(Kind::Refused, Flags::NONE, id, &[1, 0, 0, 0, 0]));
     assert_eq!(text(to_client(&refused)), "protocol error: REFUSED after ANSWER");
+    // Whoever asked for them or not, reports of load have their four bytes.
+    let short = "protocol error: a report of load is cut short";
+    assert_eq!(text(to_client(&frame(Kind::Answer, Flags::LOAD, id, &[0, 1, 0]))), short);
+    let refused = frame(Kind::Refused, Flags::LOAD, id, &[0, 1, 0, 2, 1, 0, 0, 0]);
+    assert_eq!(text(to_client(&refused)), "protocol error: REFUSED is cut short");
     let drain = |count: u64| frame(Kind::Drain, Flags::NONE, StreamId::CONNECTION, &count.to_be_bytes());
     assert_eq!(text(to_client(&drain(2))), "protocol error: DRAIN counts more calls than there were");
     let mut twice = drain(1);

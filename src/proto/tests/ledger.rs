@@ -110,7 +110,8 @@ impl World {
         let windows = |config| Config { stream_window: 9000, connection_window: 30_000, ..config };
         // The random client cancels more than an honest one would.
         let server = Config { max_calls: 6, cancel_budget: 1_000_000, ..server_config() };
-        let Pair { client, server, now, .. } = Pair::with(windows(client_config()), windows(server));
+        let Pair { client, server, now, .. } =
+            Pair::with(Config { wants_load: true, ..windows(client_config()) }, loaded(windows(server)));
         let end = |machine| End {
             machine,
             pipe: VecDeque::new(),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::proto::{Batch, Config, Connection, Error, Event, Failure, Open, Over, Read, SendState, Side};
+use crate::proto::{Batch, Config, Connection, Error, Event, Failure, Gauge, Open, Over, Read, SendState, Side};
 use crate::status::{Code, Status};
 use crate::wire::{Apart, Frame, FrameCodec, PREFACE, StreamId, WireStatus, parse_prefix, put_prefix};
 use tokio_util::codec::Decoder;
@@ -32,6 +32,11 @@ pub(super) fn server_config() -> Config {
         incarnation: 0x1112_1314_1516_1718,
         ..Config::new(Side::Server)
     }
+}
+
+/// A server that says how busy it is to those who ask.
+pub(super) fn loaded(server: Config) -> Config {
+    Config { gauge: Some(Arc::new(Gauge::new(100))), ..server }
 }
 
 /// Two connections joined at the hip.

@@ -3,11 +3,13 @@
 //! When a block is wrong the test prints what belongs there, so that the document can be corrected on purpose.
 
 use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::support::*;
 use crate::metadata::Metadata;
-use crate::proto::{Config, Event, Open};
+use crate::proto::{Config, Event, Gauge, Load, Open};
 use crate::status::Code;
 use crate::wire::{HEADER, PREFACE, Refusal, StreamId};
 
@@ -146,6 +148,43 @@ fn exchanges() -> Vec<(&'static str, Vec<Line>)> {
     assert_eq!(read_messages(&mut scribe.pair.client, accepted), [b"\x07"]);
     scribe.say('>');
     assert!(scribe.pair.client_events.contains(&Event::Draining));
+    scribe.pair.assert_clean();
+    scribe.blocks.extend(with_load());
+    scribe.blocks
+}
+
+/// The same for a client that wants to know how busy the server is.
+fn with_load() -> Vec<(&'static str, Vec<Line>)> {
+    let client = Config { stream_window: 4096, connection_window: 65_536, wants_load: true, ..client_config() };
+    let gauge = Arc::new(Gauge::new(100));
+    gauge.running.store(3, Ordering::Relaxed);
+    let server = Config { max_calls: 100, gauge: Some(Arc::clone(&gauge)), ..server_config() };
+    let server = Config { stream_window: 4096, connection_window: 65_536, ..server };
+    let mut scribe = Scribe { pair: Pair::fresh(client, server), blocks: Vec::new() };
+
+    scribe.block("load-hello");
+    scribe.both();
+
+    scribe.block("load-answer");
+    let id = scribe.pair.open("add", b"\x82\xa1a\x02\xa1b\x05", true);
+    scribe.say('>');
+    read_all(&mut scribe.pair.server, id);
+    let mut metadata = Metadata::new();
+    metadata.insert("trace", "17").unwrap();
+    scribe.pair.server.answer(id, Some(&metadata), put(b"\x07")).unwrap();
+    scribe.say('<');
+    assert_eq!(scribe.pair.client.take_load(), Some(Load { slot: 2, capacity: 100 }));
+    assert_eq!(read_messages(&mut scribe.pair.client, id), [b"\x07"]);
+
+    scribe.block("load-refused");
+    gauge.running.store(100, Ordering::Relaxed);
+    let id = scribe.pair.open("add", b"\x82\xa1a\x02\xa1b\x05", true);
+    scribe.say('>');
+    scribe.pair.server.refuse(id, Refusal::Busy, Some(Duration::from_millis(50)), "100 calls are running");
+    scribe.say('<');
+    assert_eq!(scribe.pair.client.take_load(), Some(Load { slot: 100, capacity: 100 }));
+    assert_eq!(scribe.pair.client.take_load(), None, "it is taken once");
+    read_all(&mut scribe.pair.client, id);
     scribe.pair.assert_clean();
     scribe.blocks
 }

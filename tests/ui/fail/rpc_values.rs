@@ -23,6 +23,12 @@ pub trait Service {
     #[rpc(max_response)]
     async fn missing(&self) -> u8;
 
+    #[rpc(max_concurrent = 0)]
+    async fn nobody(&self) -> u8;
+
+    #[rpc(max_concurrent = "8")]
+    async fn counted(&self) -> u8;
+
     #[rpc(idempotent = true)]
     async fn flag(&self) -> u8;
 

@@ -19,7 +19,7 @@ pub(crate) trait Options {
     /// Adds.
     ///  Indented.
     #[rpc(name = "plus", alias = "add", alias = "v1.add", idempotent, deadline = "500ms")]
-    #[rpc(max_request = "1MiB", max_response = 4096)]
+    #[rpc(max_request = "1MiB", max_response = 4096, max_concurrent = 8)]
     async fn add(&self, a: Vec<Option<(u8, i64)>>, cx: &Context, b: [u8; 4]) -> Result<i64, MathError>;
 
     #[rpc()]
@@ -54,6 +54,7 @@ fn main() {
     assert!(add.idempotent);
     assert_eq!(add.deadline, Some(Duration::from_millis(500)));
     assert_eq!((add.max_request, add.max_response), (Some(1 << 20), Some(4096)));
+    assert_eq!((add.max_concurrent, old.max_concurrent), (Some(8), None));
     let args: Vec<(&str, &str)> = add.args.iter().map(|arg| (&*arg.name, &*arg.ty)).collect();
     assert_eq!(args, [("a", "Vec<Option<(u8, i64)>>"), ("b", "[u8; 4]")]);
     assert_eq!((&*add.ok, &*add.err), ("i64", "MathError"));

@@ -67,13 +67,14 @@ impl World {
         let client = Config {
             stream_window: window(&mut rng),
             connection_window: connection_window(&mut rng),
+            wants_load: seed % 2 == 0,
             ..client_config()
         };
         let server = Config {
             stream_window: window(&mut rng),
             connection_window: connection_window(&mut rng),
             max_calls: [1, 3, 100][rng.usize(..3)],
-            ..server_config()
+            ..loaded(server_config())
         };
         let Pair { client, server, now, .. } = Pair::fresh(client, server);
         let plans: Vec<Plan> = (0..rng.usize(1..25)).map(|_| Plan::random(&mut rng)).collect();

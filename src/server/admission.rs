@@ -1,0 +1,305 @@
+//! Who may run, who waits a moment, and who is told to go elsewhere.
+//!
+//! Owns the count of running calls, the short queue in front of it and the limit that both obey. It must never start a handler
+//! or read a body. Look next at [`super::limit`] for the arithmetic and at [`super::dispatch`], which asks.
+//!
+//! The queue is served oldest first, and is only as long as can be served in time. Newest first, the other school, lets the
+//! oldest wait until they are dropped, so that their callers lose the time in which another host would have answered.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::limit::{FLOOR, Gradient, INTERVAL, Lateness, START};
+use crate::options::Concurrency;
+use crate::proto::Gauge;
+
+/// How long a call waits for its turn at most, and never longer than half of its time: what is left must do for the work.
+const MAX_WAIT: Duration = Duration::from_millis(100);
+/// How long a call would wait at most while calls are being refused: then the queue is no buffer for a burst any more, only a
+/// delay for everybody. Both numbers are those of CoDel as Facebook uses it for requests ("Fail at Scale", 2015).
+const STANDING_WAIT: Duration = Duration::from_millis(5);
+/// For how long after a refusal the queue stays that short.
+const STANDING: Duration = Duration::from_secs(1);
+/// Most calls that wait, however quickly they are served.
+const MAX_WAITING: usize = 1024;
+/// When a refused call may come back here, as far as there is no other host; half of it more or less at random.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// Fewest measurements that decide anything.
+const MEASUREMENTS: u32 = 3;
+/// How often it is measured how late tasks run, while [`FLOOR`] calls or more do.
+const PROBE: Duration = Duration::from_millis(10);
+
+/// Decides who runs.
+#[derive(Debug)]
+pub(super) struct Admission {
+    pub(super) gauge: Arc<Gauge>,
+    ceiling: usize,
+    mode: Concurrency,
+    /// Calls that ended while the server was full: how quickly it serves then.
+    served: AtomicU32,
+    probing: AtomicBool,
+    queue: Mutex<Queue>,
+    times: Mutex<Times>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    waiting: VecDeque<oneshot::Sender<Running>>,
+    /// Since when `served` counts, and how many a second there were in the interval before.
+    counted_from: Instant,
+    rate: Option<f64>,
+    /// Until when the queue is kept short.
+    standing_until: Option<Instant>,
+}
+
+/// How long calls took, where the limit follows that.
+#[derive(Debug)]
+struct Times {
+    gradient: Gradient,
+    since: Instant,
+    sum: f64,
+    count: u32,
+    /// Most calls that ran at once.
+    most: usize,
+}
+
+/// One of the calls that a server runs at this moment.
+#[derive(Debug)]
+pub(super) struct Running {
+    shared: Arc<Shared>,
+    /// When it began, where that is measured.
+    began: Option<Instant>,
+}
+
+/// What becomes of a call.
+pub(super) enum Entry {
+    Now(Running),
+    /// When a place is free, or never, at this moment.
+    Later(oneshot::Receiver<Running>, Instant),
+    /// It shall go elsewhere.
+    Full(Refused),
+}
+
+/// Why a call is refused, and when it may come back.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) text: String,
+    pub(super) retry_after: Duration,
+}
+
+impl Refused {
+    pub(super) fn new(text: String) -> Self {
+        Self { text, retry_after: RETRY_AFTER.mul_f64(0.5 + fastrand::f64()) }
+    }
+}
+
+impl Admission {
+    pub(super) fn new(mode: Concurrency, ceiling: usize) -> Self {
+        let limit = match mode {
+            Concurrency::Adaptive | Concurrency::Unlimited => ceiling,
+            Concurrency::Gradient => START.min(ceiling),
+            Concurrency::Fixed(limit) => limit.min(ceiling),
+        };
+        let now = Instant::now();
+        Self {
+            gauge: Arc::new(Gauge::new(limit)),
+            ceiling,
+            mode,
+            served: AtomicU32::new(0),
+            probing: AtomicBool::new(false),
+            queue: Mutex::new(Queue { waiting: VecDeque::new(), counted_from: now, rate: None, standing_until: None }),
+            times: Mutex::new(Times { gradient: Gradient::new(now), since: now, sum: 0.0, count: 0, most: 0 }),
+        }
+    }
+
+    /// Lets a call run now, if nobody waits and there is a place.
+    pub(super) fn enter_now(shared: &Arc<Shared>) -> Option<Running> {
+        let admission = &shared.admission;
+        (admission.gauge.waiting.load(Ordering::Relaxed) == 0 && admission.take_place())
+            .then(|| Running { shared: Arc::clone(shared), began: None })
+    }
+
+    /// Decides about a call for which there was no place at once, and whose deadline is this one.
+    pub(super) fn enter(shared: &Arc<Shared>, deadline: Option<Instant>) -> Entry {
+        let admission = &shared.admission;
+        let now = Instant::now();
+        // Declared first, so that what is given back is given back after the lock.
+        let mut given_back = Vec::new();
+        let mut queue = admission.lock();
+        admission.hand_on(shared, &mut queue, &mut given_back);
+        if queue.waiting.is_empty() && admission.take_place() {
+            return Entry::Now(Running { shared: Arc::clone(shared), began: None });
+        }
+        let limit = admission.gauge.limit.load(Ordering::Relaxed);
+        if queue.waiting.len() >= queue.room(now, limit, &admission.served) {
+            queue.standing_until = Some(now + STANDING);
+            return Entry::Full(Refused::new(admission.full()));
+        }
+        let (sender, receiver) = oneshot::channel();
+        queue.waiting.push_back(sender);
+        admission.gauge.waiting.store(queue.waiting.len(), Ordering::SeqCst);
+        // Whoever ended since there was no place may not have seen that somebody waits.
+        admission.hand_on(shared, &mut queue, &mut given_back);
+        let wait = deadline.map_or(MAX_WAIT, |deadline| (deadline.saturating_duration_since(now) / 2).min(MAX_WAIT));
+        Entry::Later(receiver, now + wait)
+    }
+
+    /// Why nobody is let in.
+    pub(super) fn full(&self) -> String {
+        format!("the server has its limit of {} running calls", self.gauge.limit.load(Ordering::Relaxed))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_place(&self) -> bool {
+        let gauge = &self.gauge;
+        let before = gauge.running.fetch_add(1, Ordering::SeqCst);
+        if before < gauge.limit.load(Ordering::Relaxed) {
+            return true;
+        }
+        gauge.running.fetch_sub(1, Ordering::SeqCst);
+        false
+    }
+
+    /// Gives free places to those who wait, if there are any of both.
+    fn look_who_waits(&self, shared: &Arc<Shared>) {
+        if self.gauge.waiting.load(Ordering::SeqCst) > 0 {
+            let mut given_back = Vec::new();
+            self.hand_on(shared, &mut self.lock(), &mut given_back);
+        }
+    }
+
+    /// Gives free places to those who wait, the oldest first. Whoever has given up waiting is forgotten; a place that came too
+    /// late is put into `given_back`, to be dropped without the lock.
+    fn hand_on(&self, shared: &Arc<Shared>, queue: &mut Queue, given_back: &mut Vec<Running>) {
+        while let Some(first) = queue.waiting.front() {
+            if first.is_closed() {
+                queue.waiting.pop_front();
+                continue;
+            }
+            if !self.take_place() {
+                break;
+            }
+            if let Some(first) = queue.waiting.pop_front() {
+                let running = Running { shared: Arc::clone(shared), began: None };
+                given_back.extend(first.send(running).err());
+            }
+        }
+        self.gauge.waiting.store(queue.waiting.len(), Ordering::SeqCst);
+    }
+
+    /// Counts a call's end.
+    fn left(&self, shared: &Arc<Shared>) {
+        let gauge = &self.gauge;
+        let before = gauge.running.fetch_sub(1, Ordering::SeqCst);
+        if before >= gauge.limit.load(Ordering::Relaxed) {
+            self.served.fetch_add(1, Ordering::Relaxed);
+        }
+        self.look_who_waits(shared);
+    }
+
+    /// Notes how long a call took.
+    fn took(&self, shared: &Arc<Shared>, began: Instant) {
+        let now = Instant::now();
+        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        times.sum += now.saturating_duration_since(began).as_secs_f64();
+        times.count += 1;
+        times.most = times.most.max(self.gauge.running.load(Ordering::Relaxed));
+        if now.saturating_duration_since(times.since) < INTERVAL {
+            return;
+        }
+        let mean = times.sum / f64::from(times.count);
+        times.since = now;
+        times.sum = 0.0;
+        times.count = 0;
+        let most = std::mem::take(&mut times.most);
+        let limit = times.gradient.next(mean, most, now, self.ceiling);
+        drop(times);
+        self.allow(shared, limit);
+    }
+
+    /// Sets the limit; what waits may run if there is room now.
+    fn allow(&self, shared: &Arc<Shared>, limit: usize) {
+        let before = self.gauge.limit.swap(limit, Ordering::Relaxed);
+        if before != limit {
+            tracing::debug!(service = %shared.service, before, limit, "another number of calls may run at once");
+        }
+        self.look_who_waits(shared);
+    }
+
+    /// Watches how late tasks run, as long as calls do.
+    async fn probe(shared: Arc<Shared>) {
+        let admission = &shared.admission;
+        let mut lateness = Lateness::new(admission.ceiling);
+        loop {
+            let (mut least, mut most, began) = (Duration::MAX, 0, Instant::now());
+            // A moment's pause of the whole process, or a jump of the clock, is one measurement; overload is all of them.
+            let mut measured = 0;
+            while began.elapsed() < INTERVAL || measured < MEASUREMENTS {
+                let due = Instant::now() + PROBE;
+                tokio::time::sleep_until(due).await;
+                least = least.min(due.elapsed());
+                most = most.max(admission.gauge.running.load(Ordering::Relaxed));
+                measured += 1;
+            }
+            let next = lateness.next(least, most, Instant::now());
+            admission.allow(&shared, next);
+            if most < FLOOR && next == admission.ceiling {
+                admission.probing.store(false, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+}
+
+impl Queue {
+    /// How many calls may wait: those whose turn comes in time.
+    fn room(&mut self, now: Instant, limit: usize, served: &AtomicU32) -> usize {
+        let counted = now.saturating_duration_since(self.counted_from);
+        if counted >= INTERVAL {
+            let served = f64::from(served.swap(0, Ordering::Relaxed));
+            // What is long past says nothing.
+            self.rate = (counted < INTERVAL * 2).then(|| served / counted.as_secs_f64());
+            self.counted_from = now;
+        }
+        let standing = self.standing_until.is_some_and(|until| now < until);
+        let wait = if standing { STANDING_WAIT } else { MAX_WAIT };
+        // As long as nothing is known of the pace, everybody who runs may have one behind him.
+        let room = self.rate.map_or(limit, |rate| (rate * wait.as_secs_f64()) as usize);
+        room.min(MAX_WAITING)
+    }
+}
+
+impl Running {
+    /// Notes that the call needs a task: from here on it counts for what is measured.
+    pub(super) fn goes_on(&mut self) {
+        let admission = &self.shared.admission;
+        match admission.mode {
+            Concurrency::Gradient => self.began = Some(Instant::now()),
+            Concurrency::Adaptive if admission.gauge.running.load(Ordering::Relaxed) >= FLOOR => {
+                if !admission.probing.load(Ordering::Relaxed) && !admission.probing.swap(true, Ordering::Relaxed) {
+                    tokio::spawn(Admission::probe(Arc::clone(&self.shared)));
+                }
+            }
+            Concurrency::Adaptive | Concurrency::Fixed(_) | Concurrency::Unlimited => {}
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let admission = &self.shared.admission;
+        if let Some(began) = self.began {
+            admission.took(&self.shared, began);
+        }
+        admission.left(&self.shared);
+    }
+}

@@ -1,0 +1,417 @@
+//! More calls than a server can serve: what it still serves, how it refuses the rest, and how soon all is well again.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod support;
+
+use std::collections::HashSet;
+use std::future::IntoFuture;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::join_all;
+use picom::{Bytes, Code, Concurrency, Context, Execution, Methods, Picom, Status, Streaming, args};
+use serde::Deserialize;
+use support::eventually;
+use support::load::percentile;
+use support::nodes::{SERVICE, pair_with};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+#[derive(Deserialize)]
+struct Id {
+    id: u64,
+}
+
+/// How many calls the work of the test can serve at once, and for how long each takes.
+const PLACES: usize = 8;
+const EFFORT: Duration = Duration::from_millis(10);
+
+/// Which calls began.
+type Journal = Arc<Mutex<HashSet<u64>>>;
+
+/// Work that has only so many places, such as connections to a database.
+fn pooled(journal: &Journal) -> Methods {
+    let (journal, places) = (Arc::clone(journal), Arc::new(Semaphore::new(PLACES)));
+    Methods::new().unary("work", move |_cx: Context, Id { id }: Id| {
+        let (journal, places) = (Arc::clone(&journal), Arc::clone(&places));
+        async move {
+            journal.lock().unwrap().insert(id);
+            let _place = places.acquire().await.unwrap();
+            sleep(EFFORT).await;
+            Ok::<_, Status>(id)
+        }
+    })
+}
+
+/// One call and what became of it.
+struct Outcome {
+    id: u64,
+    /// Since the load began.
+    at: Duration,
+    took: Duration,
+    error: Option<Status>,
+}
+
+/// Makes `per_second` calls a second, whatever becomes of them, and waits for all of them.
+async fn open_loop(client: &Picom, first: u64, per_second: f64, time: Duration) -> Vec<Outcome> {
+    let (begun, mut calls) = (Instant::now(), JoinSet::new());
+    let mut ticks = interval(Duration::from_secs_f64(1.0 / per_second));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    for id in first.. {
+        ticks.tick().await;
+        if begun.elapsed() >= time {
+            break;
+        }
+        let call =
+            client.fetch::<u64>(SERVICE, "work", args! { id: id }).timeout(Duration::from_millis(500)).retries(0);
+        calls.spawn(async move {
+            let asked = Instant::now();
+            let error = call.await.err();
+            Outcome { id, at: asked - begun, took: asked.elapsed(), error }
+        });
+    }
+    calls.join_all().await
+}
+
+/// Lets so many callers make one call after the other, and says how many a second were answered.
+async fn closed_loop(client: &Picom, callers: usize, time: Duration) -> f64 {
+    let (begun, served) = (Instant::now(), AtomicUsize::new(0));
+    let caller = |caller: usize| {
+        let served = &served;
+        async move {
+            for n in 0.. {
+                if begun.elapsed() >= time {
+                    return;
+                }
+                let id = 1_000_000 * (1 + caller as u64) + n;
+                client.fetch::<u64>(SERVICE, "work", args! { id: id }).await.unwrap();
+                served.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    };
+    join_all((0..callers).map(caller)).await;
+    served.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// Calls a second that succeeded, of those made between two moments of the load.
+fn goodput(outcomes: &[Outcome], from: Duration, to: Duration) -> f64 {
+    let good = outcomes.iter().filter(|call| call.error.is_none() && call.at >= from && call.at < to);
+    good.count() as f64 / (to - from).as_secs_f64()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_three_times_the_load_the_goodput_stays_and_refusals_are_quick_and_never_run() {
+    let journal = Journal::default();
+    let limited = |server: picom::Builder| server.concurrency(Concurrency::Gradient);
+    let pair = pair_with(pooled(&journal), limited, |client| client).await;
+
+    let peak = closed_loop(&pair.client, PLACES, Duration::from_millis(1500)).await;
+    let time = Duration::from_millis(3500);
+    let overload = open_loop(&pair.client, 0, 3.0 * peak, time).await;
+    let good = goodput(&overload, Duration::from_millis(500), time);
+    let (mut refused, mut here) = (Vec::new(), 0);
+    for call in overload.iter().filter(|call| call.error.is_some()) {
+        let error = call.error.as_ref().unwrap();
+        assert_eq!((error.code(), error.execution()), (Code::ResourceExhausted, Execution::Never), "{error}");
+        assert!(!journal.lock().unwrap().contains(&call.id), "ran although it was refused: {error}");
+        if error.attempts() == 0 {
+            here += 1;
+        } else {
+            refused.push(call.took);
+        }
+    }
+    refused.sort();
+    let p99 = percentile(&refused, 99);
+
+    let calm = open_loop(&pair.client, 10_000_000, 0.7 * peak, Duration::from_millis(3500)).await;
+    let last = calm.iter().filter(|call| call.error.is_some()).map(|call| call.at).max().unwrap_or_default();
+    let unwell = calm.iter().filter(|call| call.error.is_some()).count();
+    println!(
+        "peak {peak:.0}/s; at three times as much {good:.0}/s ({:.0} % of it), {} refused by the server (p99 {p99:.1?}) and {here} \
+         held back by the client; afterwards {unwell} of {} failed, the last after {last:.1?}",
+        100.0 * good / peak,
+        refused.len(),
+        calm.len(),
+    );
+    assert!(refused.len() > 500, "only {} calls were refused: this was no overload", refused.len());
+    assert!(good >= 0.9 * peak, "{good:.0} calls a second are less than 90 % of {peak:.0}");
+    assert!(p99 < Duration::from_millis(5), "refusals took {p99:?}");
+    assert!(last < Duration::from_secs(10), "calls failed {last:?} after the overload");
+    let tail = goodput(&calm, Duration::from_millis(2500), Duration::from_millis(3500));
+    assert!(tail > 0.65 * peak, "{tail:.0} calls a second after the overload, of {:.0}", 0.7 * peak);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_only_wait_are_never_held_back_by_default() {
+    const CALLS: u64 = 4_000;
+    let methods = Methods::new().unary("wait", |_cx: Context, Id { id }: Id| async move {
+        sleep(Duration::from_secs(1)).await;
+        Ok::<_, Status>(id)
+    });
+    let pair = pair_with(methods, |server| server.max_calls(10_000), |client| client).await;
+    let begun = Instant::now();
+    for round in 0..2 {
+        let calls =
+            (0..CALLS).map(|id| pair.client.fetch::<u64>(SERVICE, "wait", args! { id: id }).retries(0).into_future());
+        let answers = join_all(calls).await;
+        let failed: Vec<_> = answers.into_iter().filter_map(Result::err).collect();
+        assert!(failed.is_empty(), "round {round}: {} of {CALLS} failed, the first so: {}", failed.len(), failed[0]);
+    }
+    println!("2 times {CALLS} calls of a second each took {:.1?}", begun.elapsed());
+}
+
+/// Of how many pieces the work of a call consists.
+const STEPS: u32 = 4;
+
+/// Works without ever waiting, and tells how many did at once.
+fn busy(work: Duration) -> (Methods, Arc<AtomicUsize>) {
+    let most = Arc::new(AtomicUsize::new(0));
+    let (now, peak) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&most));
+    let methods = Methods::new().unary("work", move |_cx: Context, Id { id }: Id| {
+        let (now, peak) = (Arc::clone(&now), Arc::clone(&peak));
+        async move {
+            peak.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            // In steps, each of which lets others go first.
+            for _ in 0..STEPS {
+                let until = std::time::Instant::now() + work / STEPS;
+                while std::time::Instant::now() < until {
+                    std::hint::spin_loop();
+                }
+                tokio::task::yield_now().await;
+            }
+            now.fetch_sub(1, Ordering::SeqCst);
+            Ok::<_, Status>(id)
+        }
+    });
+    (methods, most)
+}
+
+#[test]
+fn a_server_without_processor_time_runs_fewer_calls_at_once() {
+    // The server has one thread of its own, so that its callers are not what it lacks time for.
+    let runtime =
+        |threads| tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap();
+    let (servers, clients) = (runtime(1), runtime(1));
+    let run = |concurrency| {
+        let (methods, most) = busy(Duration::from_millis(2));
+        let server = move |server: picom::Builder| server.concurrency(concurrency).max_calls(10_000);
+        let pair = servers.block_on(async { tokio::spawn(pair_with(methods, server, |client| client)).await.unwrap() });
+        let peak = clients.block_on(closed_loop(&pair.client, 4, Duration::from_secs(1)));
+        let outcomes = clients.block_on(open_loop(&pair.client, 0, 3.0 * peak, Duration::from_millis(2_500)));
+        let good = goodput(&outcomes, Duration::from_secs(1), Duration::from_millis(2_500));
+        let refused = outcomes.iter().filter_map(|call| call.error.as_ref());
+        let ran =
+            refused.filter(|error| error.code() == Code::ResourceExhausted && error.execution() != Execution::Never);
+        assert_eq!(ran.count(), 0, "a refused call ran");
+        (peak, good, most.load(Ordering::SeqCst))
+    };
+    let (_, without, crowd) = run(Concurrency::Unlimited);
+    let (peak, with, some) = run(Concurrency::Adaptive);
+    println!(
+        "three times the {peak:.0}/s that one processor can do, half a second for each call: {with:.0}/s in time and at most {some} at \
+         once, without a limit {without:.0}/s and {crowd} at once"
+    );
+    assert!(with > 0.5 * peak, "{with:.0} calls a second were in time, of {peak:.0} that can be");
+    assert!(some < crowd, "{some} calls ran at once, and {crowd} without a limit");
+}
+
+/// Handlers that wait for the test.
+fn held() -> (Methods, Arc<Semaphore>, Arc<Mutex<Vec<u64>>>) {
+    let (permits, began) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::new(Vec::new())));
+    let (wait, log) = (Arc::clone(&permits), Arc::clone(&began));
+    let (also_wait, also_log) = (Arc::clone(&permits), Arc::clone(&began));
+    let methods = Methods::new()
+        .unary("work", move |_cx: Context, Id { id }: Id| {
+            let (wait, log) = (Arc::clone(&wait), Arc::clone(&log));
+            async move {
+                log.lock().unwrap().push(id);
+                wait.acquire().await.unwrap().forget();
+                Ok::<_, Status>(id)
+            }
+        })
+        .client_streaming("take", move |_cx: Context, Id { id }: Id, mut body: Streaming<Bytes>| {
+            let (wait, log) = (Arc::clone(&also_wait), Arc::clone(&also_log));
+            async move {
+                log.lock().unwrap().push(id);
+                wait.acquire().await.unwrap().forget();
+                let mut length = 0;
+                while let Some(bytes) = body.message().await? {
+                    length += bytes.len();
+                }
+                Ok(length)
+            }
+        })
+        .max_concurrent(2);
+    (methods, permits, began)
+}
+
+fn call(client: &Picom, id: u64) -> tokio::task::JoinHandle<Result<u64, Status>> {
+    tokio::spawn(client.fetch::<u64>(SERVICE, "work", args! { id: id }).retries(0).into_future())
+}
+
+#[tokio::test]
+async fn a_fixed_limit_lets_the_next_wait_for_a_moment_and_the_oldest_goes_first() {
+    const LIMIT: usize = 4;
+    let (methods, permits, began) = held();
+    let pair = pair_with(methods, |server| server.concurrency(Concurrency::Fixed(LIMIT)), |client| client).await;
+    let mut calls: Vec<_> = (0..LIMIT as u64).map(|id| call(&pair.client, id)).collect();
+    eventually("the server is full", async || began.lock().unwrap().len() == LIMIT).await;
+    // Nothing is known of its pace, so each place may have one behind it; one more may not.
+    let asked = Instant::now();
+    for id in 4..8 {
+        calls.push(call(&pair.client, id));
+        tokio::task::yield_now().await;
+    }
+    let error = call(&pair.client, 8).await.unwrap().unwrap_err();
+    assert_eq!((error.code(), error.execution()), (Code::ResourceExhausted, Execution::Never), "{error}");
+    assert!(error.message().contains("limit of 4 running calls"), "{error}");
+    assert!(error.retry_after().is_some(), "{error}");
+    let at_once = asked.elapsed();
+    assert!(at_once < Duration::from_millis(90), "one past the queue was told so after {at_once:?}");
+    permits.add_permits(LIMIT);
+    eventually("those who waited run", async || began.lock().unwrap().len() == 2 * LIMIT).await;
+    assert_eq!(began.lock().unwrap()[LIMIT..], [4, 5, 6, 7], "the oldest goes first");
+    // Whoever waits too long is refused, and does not run.
+    let error = call(&pair.client, 9).await.unwrap().unwrap_err();
+    assert_eq!((error.code(), error.execution()), (Code::ResourceExhausted, Execution::Never), "{error}");
+    permits.add_permits(100);
+    for (id, call) in calls.into_iter().enumerate() {
+        assert_eq!(call.await.unwrap().unwrap(), id as u64);
+    }
+    assert_eq!(call(&pair.client, 10).await.unwrap().unwrap(), 10, "there is room again");
+    assert!(!began.lock().unwrap().contains(&9), "a refused call ran");
+}
+
+#[tokio::test]
+async fn a_call_does_not_wait_for_its_turn_longer_than_half_of_its_time() {
+    let (methods, permits, began) = held();
+    let pair = pair_with(methods, |server| server.concurrency(Concurrency::Fixed(1)), |client| client).await;
+    let first = call(&pair.client, 0);
+    eventually("the server is full", async || began.lock().unwrap().len() == 1).await;
+    let asked = Instant::now();
+    let hurried =
+        pair.client.fetch::<u64>(SERVICE, "work", args! { id: 1 }).timeout(Duration::from_millis(60)).retries(0);
+    let error = hurried.await.unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted, "it is told while another host could still take it: {error}");
+    assert!(asked.elapsed() < Duration::from_millis(60), "{:?}", asked.elapsed());
+    permits.add_permits(1);
+    assert_eq!(first.await.unwrap().unwrap(), 0);
+    assert_eq!(*began.lock().unwrap(), [0]);
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_while_it_waits_never_runs() {
+    let (methods, permits, began) = held();
+    let pair = pair_with(methods, |server| server.concurrency(Concurrency::Fixed(1)), |client| client).await;
+    let first = call(&pair.client, 0);
+    eventually("the server is full", async || began.lock().unwrap().len() == 1).await;
+    let given_up = call(&pair.client, 1);
+    let next = call(&pair.client, 2);
+    sleep(Duration::from_millis(10)).await;
+    given_up.abort();
+    // The cancellation is on the wire before this.
+    let _ = given_up.await;
+    sleep(Duration::from_millis(20)).await;
+    permits.add_permits(2);
+    assert_eq!(first.await.unwrap().unwrap(), 0);
+    let next = next.await.unwrap();
+    assert!(next.is_ok() || next.unwrap_err().execution() == Execution::Never);
+    assert!(!began.lock().unwrap().contains(&1), "a call ran that nobody wanted any more");
+}
+
+#[tokio::test]
+async fn a_method_with_a_limit_of_its_own_leaves_the_others_room_and_is_named_when_it_is_full() {
+    let (methods, permits, began) = held();
+    let pair = pair_with(methods, |server| server, |client| client).await;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let take = |id: u64| {
+        let sent = Arc::clone(&sent);
+        let body = futures::stream::iter(0..1_000).map(move |_| {
+            sent.fetch_add(1, Ordering::SeqCst);
+            Bytes::from_static(&[0; 10_000])
+        });
+        tokio::spawn(pair.client.fetch::<usize>(SERVICE, "take", args! { id: id }).body(body).retries(0).into_future())
+    };
+
+    let two = [take(0), take(1)];
+    eventually("the method is full", async || began.lock().unwrap().len() == 2).await;
+    let error = take(2).await.unwrap().unwrap_err();
+    assert_eq!((error.code(), error.execution()), (Code::ResourceExhausted, Execution::Never), "{error}");
+    assert!(error.message().contains("`take` has its limit of 2 calls at once"), "{error}");
+    assert!(error.retry_after().is_some(), "{error}");
+    let other = call(&pair.client, 3);
+    eventually("another method runs", async || began.lock().unwrap().contains(&3)).await;
+    permits.add_permits(100);
+    assert_eq!(other.await.unwrap().unwrap(), 3);
+    for call in two {
+        assert_eq!(call.await.unwrap().unwrap(), 10_000_000);
+    }
+    assert_eq!(take(4).await.unwrap().unwrap(), 10_000_000, "there is room again");
+    assert!(!began.lock().unwrap().contains(&2), "a refused call ran");
+}
+
+#[tokio::test]
+async fn a_full_server_refuses_before_the_body_is_read_and_another_one_takes_the_call() {
+    let (methods, permits, began) = held();
+    let pair = pair_with(methods, |server| server.concurrency(Concurrency::Fixed(1)), |client| client).await;
+    let full = pair.exposed.local_addr();
+    let first = tokio::spawn(pair.client.fetch::<u64>(SERVICE, "work", args! { id: 0 }).on(full).into_future());
+    eventually("the server is full", async || began.lock().unwrap().len() == 1).await;
+    let methods =
+        Methods::new().client_streaming("take", |_cx: Context, Id { .. }: Id, body: Streaming<Bytes>| async move {
+            Ok(body.collect_vec(10_000).await?.iter().map(Bytes::len).sum::<usize>())
+        });
+    let free = support::nodes::builder(SERVICE, &pair.registry).build().unwrap();
+    free.expose(methods).await.unwrap();
+    // Each takes its turn, so every second one meets the full server first. Not one of them may fail.
+    for id in 1..=6 {
+        let body = futures::stream::iter((0..200).map(|_| Bytes::from_static(&[0; 10_000])));
+        let call = pair.client.fetch::<usize>(SERVICE, "take", args! { id: id }).body(body);
+        assert_eq!(call.await.unwrap(), 2_000_000, "call {id}");
+    }
+    permits.add_permits(1);
+    assert_eq!(first.await.unwrap().unwrap(), 0);
+    assert_eq!(*began.lock().unwrap(), [0], "a refused call ran");
+}
+
+#[tokio::test]
+async fn handlers_that_never_wait_do_not_hold_up_what_comes_behind_them() {
+    let done = Arc::new(AtomicUsize::new(0));
+    let (count, look) = (Arc::clone(&done), Arc::clone(&done));
+    let methods = Methods::new()
+        .unary("spin", move |_cx: Context, (): ()| {
+            let count = Arc::clone(&count);
+            async move {
+                let until = std::time::Instant::now() + Duration::from_millis(1);
+                while std::time::Instant::now() < until {
+                    std::hint::spin_loop();
+                }
+                count.fetch_add(1, Ordering::SeqCst);
+                Ok::<_, Status>(0u64)
+            }
+        })
+        .unary("look", move |_cx: Context, (): ()| {
+            let done = look.load(Ordering::SeqCst);
+            async move { Ok::<_, Status>(done) }
+        });
+    // Without a limit, which would make the quick one wait for its turn.
+    let pair = pair_with(methods, |server| server.concurrency(Concurrency::Unlimited), |client| client).await;
+    let spins =
+        |count: usize| join_all((0..count).map(|_| pair.client.fetch::<u64>(SERVICE, "spin", ()).into_future()));
+    // One of 64 is measured.
+    assert!(spins(64).await.iter().all(Result::is_ok));
+    for round in 0..5 {
+        done.store(0, Ordering::SeqCst);
+        let (spun, before) = futures::join!(spins(20), pair.client.fetch::<usize>(SERVICE, "look", ()).into_future());
+        assert!(spun.iter().all(Result::is_ok));
+        let before = before.unwrap();
+        assert!(
+            before <= 5,
+            "round {round}: {before} of 20 handlers that came before it ended before a quick one began"
+        );
+    }
+}
