@@ -47,6 +47,12 @@ pub(crate) fn encode<T: Serialize + 'static>(value: &T, out: &mut BytesMut) -> R
     value.serialize(&mut serializer).map_err(|error| MessageError(error.to_string()))
 }
 
+/// Appends a text as one MessagePack value.
+pub(crate) fn encode_text(text: &str, out: &mut BytesMut) -> Result<(), MessageError> {
+    let mut serializer = rmp_serde::Serializer::new(Appending(out));
+    text.serialize(&mut serializer).map_err(|error| MessageError(error.to_string()))
+}
+
 /// Writes behind what is there. Unlike the writer of `bytes` it takes everything at once, which counts: a value is many
 /// writes of a few bytes.
 struct Appending<'a>(&'a mut BytesMut);

@@ -25,6 +25,9 @@ impl<T: Serialize + Send + Sync + 'static> Arguments for T {
     }
 }
 
+/// Bytes that a few short arguments take.
+const FEW: usize = 64;
+
 /// Arguments by name, made with [`args!`](crate::args).
 #[derive(Clone, Debug, Default)]
 pub struct Args {
@@ -44,8 +47,12 @@ impl Args {
     /// Adds one. A value that cannot be encoded fails the call, not this.
     #[must_use]
     pub fn with<T: Serialize + 'static>(mut self, name: &str, value: &T) -> Self {
+        if self.entries.capacity() == 0 {
+            // Most calls have a few short arguments: they grow the buffer once.
+            self.entries.reserve(FEW);
+        }
         let before = self.entries.len();
-        let encoded = message::encode(&name.to_owned(), &mut self.entries).and_then(|()| {
+        let encoded = message::encode_text(name, &mut self.entries).and_then(|()| {
             let start = self.entries.len();
             message::encode_apart(value, &mut self.entries).map(|apart| (start, apart))
         });
