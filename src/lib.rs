@@ -389,6 +389,7 @@
 //!
 //! No feature changes how calls behave. picom needs Rust 1.85 and a tokio runtime.
 
+pub mod balance;
 mod body;
 mod builder;
 mod client;

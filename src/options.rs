@@ -4,8 +4,10 @@
 //! [`Builder`](crate::Builder) for how users set them.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::balance::{Balancer, PeakEwma};
 use crate::proto;
 
 /// How often a call is tried again on other hosts after the first attempt, where that is safe.
@@ -68,6 +70,9 @@ pub(crate) struct Options {
     pub(crate) bind: IpAddr,
     pub(crate) advertise: Option<IpAddr>,
     pub(crate) started: bool,
+    pub(crate) balance: Arc<dyn Balancer>,
+    pub(crate) zone: Option<String>,
+    pub(crate) weight: u16,
     pub(crate) retries: u32,
     pub(crate) deadline: Option<Duration>,
     pub(crate) stream_idle: Option<Duration>,
@@ -97,6 +102,9 @@ impl Default for Options {
             bind: IpAddr::from([0, 0, 0, 0]),
             advertise: None,
             started: true,
+            balance: Arc::new(PeakEwma),
+            zone: None,
+            weight: 1,
             retries: RETRIES,
             deadline: Some(DEADLINE),
             stream_idle: Some(STREAM_IDLE),

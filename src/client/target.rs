@@ -1,9 +1,8 @@
 //! One endpoint and the connection to it.
 //!
-//! Owns connecting: lazily, one attempt at a time for all who wait, with a growing pause after failures. It must never choose
+//! Owns connecting: lazily, one attempt at a time for all who wait, with a pause after failures. It must never choose
 //! between endpoints. Look next at [`super::pool`].
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::pool::Identity;
+use crate::balance::{Fault, Member};
 use crate::options::CLIENT_IDLE_CLOSE;
 use crate::proto::{CloseReason, Config, Error, Side};
 use crate::registry::Endpoint;
@@ -18,12 +18,6 @@ use crate::transport;
 use crate::transport::driver::{self, NoCalls};
 use crate::transport::link::{Link, Phase};
 
-/// After a failure the endpoint is left alone, as far as there are others, for a time that doubles from this…
-const REST: Duration = Duration::from_millis(50);
-/// … up to this.
-const MAX_REST: Duration = Duration::from_secs(5);
-/// How long one that refused a call is left alone if it does not say itself.
-const REFUSED_REST: Duration = Duration::from_secs(1);
 /// Even if there is no other endpoint, connecting is not tried again sooner.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 
@@ -32,8 +26,7 @@ const MIN_PAUSE: Duration = Duration::from_millis(10);
 pub(super) struct Target {
     endpoint: Arc<Endpoint>,
     name: Arc<str>,
-    /// `rest_until` may be in the future.
-    rests: AtomicBool,
+    member: Arc<Member>,
     state: Mutex<State>,
 }
 
@@ -41,17 +34,15 @@ pub(super) struct Target {
 struct State {
     link: Option<Arc<Link>>,
     connecting: Option<watch::Receiver<Option<Outcome>>>,
-    failures: u32,
     failed_at: Option<Instant>,
-    rest_until: Option<Instant>,
 }
 
 type Outcome = Result<Arc<Link>, Arc<Error>>;
 
 impl Target {
-    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
+    pub(super) fn new(endpoint: Arc<Endpoint>, member: Arc<Member>) -> Self {
         let name = endpoint.addr.to_string().into();
-        Self { endpoint, name, rests: AtomicBool::new(false), state: Mutex::default() }
+        Self { endpoint, name, member, state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -68,15 +59,9 @@ impl Target {
         &self.name
     }
 
-    /// Whether it failed so recently that others are better.
-    pub(super) fn is_resting(&self) -> bool {
-        if !self.rests.load(Ordering::Relaxed) {
-            return false;
-        }
-        let state = self.lock();
-        let rests = state.rest_until.is_some_and(|until| Instant::now() < until);
-        self.rests.store(rests, Ordering::Relaxed);
-        rests
+    /// What balancing knows of it.
+    pub(super) fn member(&self) -> &Arc<Member> {
+        &self.member
     }
 
     /// The connection, if there is one that takes calls.
@@ -131,9 +116,8 @@ impl Target {
         match result {
             Ok(link) => {
                 state.link = Some(Arc::clone(link));
-                state.failures = 0;
                 state.failed_at = None;
-                state.rest_until = None;
+                self.member.connected();
             }
             Err(_) => self.note_failure(&mut state),
         }
@@ -145,32 +129,18 @@ impl Target {
         link.is_some_and(|link| link.with_peer(|peer| peer.is_some_and(|peer| peer.idempotent.contains(method))))
     }
 
-    /// A call failed for a reason that speaks against the endpoint.
-    pub(super) fn failed(&self) {
-        self.note_failure(&mut self.lock());
-    }
-
-    /// The endpoint refused a call, and may have said for how long it is of no use to ask again.
-    pub(super) fn refused(&self, asked: Option<Duration>) {
-        let until = Instant::now() + asked.unwrap_or(REFUSED_REST).min(MAX_REST);
+    /// The connection of a call was lost; however many calls it had, that is one failure.
+    pub(super) fn lost(&self, link: &Arc<Link>) {
         let mut state = self.lock();
-        state.rest_until = Some(state.rest_until.map_or(until, |before| before.max(until)));
-        self.rests.store(true, Ordering::Relaxed);
+        if state.link.take_if(|current| Arc::ptr_eq(current, link)).is_some() {
+            self.note_failure(&mut state);
+        }
     }
 
     fn note_failure(&self, state: &mut State) {
-        let rest = REST.saturating_mul(1 << state.failures.min(10)).min(MAX_REST);
-        state.failures += 1;
         let now = Instant::now();
         state.failed_at = Some(now);
-        // Half of it is random, so that a crowd of clients does not come back at one moment.
-        state.rest_until = Some(now + rest.mul_f64(0.5 + fastrand::f64() / 2.0));
-        self.rests.store(true, Ordering::Relaxed);
-    }
-
-    #[cfg(test)]
-    pub(super) fn failed_for_test(&self) {
-        self.refused(Some(MAX_REST));
+        self.member.failed(Fault::Connection, now.into_std());
     }
 }
 
