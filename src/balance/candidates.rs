@@ -93,7 +93,8 @@ impl<'a> Candidates<'a> {
     }
 
     pub(super) fn typical(&self) -> f64 {
-        let mut known: Vec<f64> = self.iter().filter_map(|candidate| candidate.member().load.measured(self.now())).collect();
+        let mut known: Vec<f64> =
+            self.iter().filter_map(|candidate| candidate.member().load.measured(self.now())).collect();
         if known.is_empty() {
             return UNKNOWN_LATENCY;
         }
@@ -140,6 +141,16 @@ impl<'a> Candidate<'a> {
 
     pub(super) fn latency_seconds(&self) -> Option<f64> {
         self.member().load.latency(self.now)
+    }
+
+    /// For how long calls of this node have waited there while none was answered: what a call that goes there now will take at
+    /// least. To two milliseconds.
+    pub fn waiting(&self) -> Duration {
+        Duration::from_secs_f64(self.waiting_seconds())
+    }
+
+    pub(super) fn waiting_seconds(&self) -> f64 {
+        self.member().load.waiting(self.now)
     }
 
     /// The load that the server reported with its last answer, as a share of its capacity: 0 is idle, 1 is full, more is

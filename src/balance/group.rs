@@ -81,17 +81,11 @@ impl Group {
     }
 
     /// Chooses; `None` only if there is nobody. `tried` are those that the call has used before; they come last.
-    pub(crate) fn choose(
-        &self,
-        policy: &dyn Balancer,
-        request: Request<'_>,
-        tried: &[Arc<Member>],
-    ) -> Option<Choice> {
+    pub(crate) fn choose(&self, policy: &dyn Balancer, request: Request<'_>, tried: &[Arc<Member>]) -> Option<Choice> {
         if self.seats.len() <= 1 {
             return (!self.seats.is_empty()).then_some(Choice { position: 0, is_probe: false });
         }
-        let about =
-            About { fleet: &self.fleet, key: request.key, zone: request.zone, now: self.fleet.at(request.now) };
+        let about = About { fleet: &self.fleet, key: request.key, zone: request.zone, now: self.fleet.at(request.now) };
         let used = self.subset.as_deref().filter(|_| !policy.needs_all());
         if tried.is_empty() && !self.fleet.is_somebody_unwell() {
             let position = pick(policy, &Candidates::new(&self.seats, used.map(Cow::Borrowed), about))?;

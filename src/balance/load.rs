@@ -1,9 +1,9 @@
 //! What is measured of one endpoint: calls under way, latency, and the load that it reports.
 //!
-//! Owns three atomic words, so that counting needs no lock. It must never decide anything. Look next at [`super::p2c`], which
+//! Owns a few atomic words, so that counting needs no lock. It must never decide anything. Look next at [`super::p2c`], which
 //! makes a cost of it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Time constant in which latency follows shorter times, in milliseconds. Finagle and linkerd take 10 s, which starves a
 /// replica that has recovered; 2 s feeds a slow one too much.
@@ -25,8 +25,23 @@ const ANSWERED: u64 = 1 << 32;
 pub(super) struct Load {
     /// Calls that were answered (upper half, wraps) and calls under way (lower half).
     calls: AtomicU64,
+    /// Of the calls under way, those whose answers have begun.
+    going_on: AtomicU32,
+    /// When the first of those began that have no answer yet, if none has come since then.
+    waits_since: AtomicU32,
     latency: AtomicU64,
     reported: AtomicU64,
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// With its answer.
+    Answered,
+    /// With the end of an answer that had begun before.
+    AnsweredBefore,
+    /// Without any.
+    Unanswered,
 }
 
 /// A number and when it was noted, in one word; zero is nothing.
@@ -84,28 +99,44 @@ fn millis(now: u64) -> u32 {
 
 impl Load {
     /// A call goes there.
-    pub(super) fn begin(&self) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn begin(&self, now: u64) {
+        let before = self.calls.fetch_add(1, Ordering::Relaxed) as u32;
+        if before == self.going_on.load(Ordering::Relaxed) {
+            self.waits_since.store(millis(now), Ordering::Relaxed);
+        }
     }
 
-    /// A call has ended, in whatever way.
-    pub(super) fn end(&self) {
-        self.calls.fetch_sub(1, Ordering::Relaxed);
+    /// A call has ended.
+    pub(super) fn end(&self, end: End) {
+        if end == End::AnsweredBefore {
+            self.going_on.fetch_sub(1, Ordering::Relaxed);
+        }
+        let change = if end == End::Answered { ANSWERED - 1 } else { 1u64.wrapping_neg() };
+        self.calls.fetch_add(change, Ordering::Relaxed);
     }
 
     /// A call was answered and goes on.
     pub(super) fn answered(&self) {
+        self.going_on.fetch_add(1, Ordering::Relaxed);
         self.calls.fetch_add(ANSWERED, Ordering::Relaxed);
-    }
-
-    /// A call was answered and has ended.
-    pub(super) fn answered_and_ended(&self) {
-        self.calls.fetch_add(ANSWERED - 1, Ordering::Relaxed);
     }
 
     /// Calls under way.
     pub(super) fn outstanding(&self) -> u32 {
         self.calls.load(Ordering::Relaxed) as u32
+    }
+
+    /// For how many seconds calls have waited there while nothing was answered, to two milliseconds: what a call takes at
+    /// least that goes there now.
+    pub(super) fn waiting(&self, now: u64) -> f64 {
+        if self.outstanding() <= self.going_on.load(Ordering::Relaxed) {
+            return 0.0;
+        }
+        let since = Noted { value: 0.0, at: self.waits_since.load(Ordering::Relaxed) }.age(now);
+        let answered =
+            Noted::read(&self.latency).filter(|noted| !noted.is_penalty()).map_or(u32::MAX, |noted| noted.age(now));
+        // Milliseconds were cut off at both ends.
+        f64::from(since.min(answered).saturating_sub(1)) / 1_000.0
     }
 
     /// How many calls were answered; wraps.

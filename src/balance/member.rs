@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::circuit::{Circuit, Failed, Fault, Standing};
 use super::fleet::Fleet;
 use super::hash;
-use super::load::Load;
+use super::load::{End, Load};
 use super::{Circuit as Shown, EndpointState};
 use crate::registry::Endpoint;
 
@@ -43,13 +43,13 @@ impl Member {
     }
 
     /// A call goes there. It has to be ended.
-    pub(crate) fn begin(&self) {
-        self.load.begin();
+    pub(crate) fn begin(&self, now: Instant) {
+        self.load.begin(self.fleet.at(now));
     }
 
-    /// A call has ended; `answered` if that was not told before.
-    pub(crate) fn end(&self, answered: bool) {
-        if answered { self.load.answered_and_ended() } else { self.load.end() }
+    /// A call has ended.
+    pub(crate) fn end(&self, end: End) {
+        self.load.end(end);
     }
 
     /// The answer to a call has begun, which goes on.

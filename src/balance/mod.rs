@@ -65,6 +65,7 @@ pub(crate) use fleet::Fleet;
 pub(crate) use group::{Choice, Group, Request};
 pub use hash::ConsistentHash;
 pub(crate) use hash::key;
+pub(crate) use load::End;
 pub(crate) use member::{Member, Seat};
 pub use p2c::{Boxcar, LeastOutstanding, PeakEwma};
 pub use simple::{Random, RoundRobin, Weighted};

@@ -10,10 +10,11 @@ use std::cell::OnceCell;
 use super::{Balancer, Candidate, Candidates};
 
 /// Of two random endpoints the one with the lower latency × (calls under way + 1) ÷ weight. This is the default. It keeps
-/// away from an endpoint that is slow also when each client has few calls under way. One that has never answered
-/// counts as the median of the others.
+/// away from an endpoint that is slow also when each client has few calls under way.
 ///
-/// See [`Candidate::latency`] for what latency is.
+/// [`Candidate::latency`] says what latency is; here it is at least the time for which calls have been
+/// [waiting](Candidate::waiting) in vain, so that one that hangs is known before any call has failed. An endpoint that has
+/// never answered counts as the median of the others.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PeakEwma;
 
@@ -68,5 +69,6 @@ fn crowd(candidate: &Candidate<'_>) -> f64 {
 }
 
 fn latency<'a>(among: &Candidates<'a>, candidate: &Candidate<'a>, typical: &OnceCell<f64>) -> f64 {
-    candidate.latency_seconds().unwrap_or_else(|| *typical.get_or_init(|| among.typical()))
+    let known = candidate.latency_seconds().unwrap_or_else(|| *typical.get_or_init(|| among.typical()));
+    known.max(candidate.waiting_seconds())
 }

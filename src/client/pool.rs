@@ -71,8 +71,7 @@ impl Pool {
         let now = Instant::now();
         let fleet = Arc::new(Fleet::new(now.into_std()));
         let group = Group::new(Vec::new(), fleet, identity.incarnation, now.into_std());
-        let nothing =
-            Set { snapshot: Arc::new(Endpoints::unknown()), usable: Vec::new(), group, empty_since: now };
+        let nothing = Set { snapshot: Arc::new(Endpoints::unknown()), usable: Vec::new(), group, empty_since: now };
         Self {
             identity: Arc::new(identity),
             budget: Budget::new(),
@@ -189,7 +188,7 @@ impl Pool {
         now: Instant,
     ) -> Option<Ticket> {
         let choice = self.prefer(set, preference, tried, now, true)?;
-        set.usable.get(choice.position).map(|target| set.ticket(target, choice.is_probe))
+        set.usable.get(choice.position).map(|target| set.ticket(target, choice.is_probe, now))
     }
 
     fn prefer(
@@ -219,21 +218,23 @@ impl Pool {
     /// The target with this address, whether the registry lists it or not.
     pub(super) fn at(&self, addr: SocketAddr) -> Ticket {
         let is_it = |target: &&Arc<Target>| target.endpoint().addr == addr;
-        if let Some(ticket) = self.look(|set| set.usable.iter().find(is_it).map(|target| set.ticket(target, false))) {
+        let now = Instant::now();
+        let listed = |set: &Set| set.usable.iter().find(is_it).map(|target| set.ticket(target, false, now));
+        if let Some(ticket) = self.look(listed) {
             return ticket;
         }
         let mut unlisted = self.unlisted.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(target) = unlisted.iter().find(is_it) {
-            return Ticket::new(Arc::clone(target), false, false);
+            return Ticket::new(Arc::clone(target), None, false);
         }
         if unlisted.len() == MAX_UNLISTED {
             unlisted.pop_front();
         }
         // In a fleet of its own: it is no alternative to anybody.
-        let member = Member::new(addr, Arc::new(Fleet::new(Instant::now().into_std())));
+        let member = Member::new(addr, Arc::new(Fleet::new(now.into_std())));
         let target = Arc::new(Target::new(Arc::new(Endpoint::new(addr)), Arc::new(member)));
         unlisted.push_back(Arc::clone(&target));
-        Ticket::new(target, false, false)
+        Ticket::new(target, None, false)
     }
 
     /// Whether there is an endpoint beside `target` that the call has not tried.
@@ -249,7 +250,7 @@ impl Pool {
         self.look(|set| {
             set.usable.iter().find_map(|target| {
                 let link = target.connected().filter(|link| link.has_room())?;
-                Some((set.ticket(target, false), link))
+                Some((set.ticket(target, false, Instant::now()), link))
             })
         })
     }
@@ -291,8 +292,8 @@ impl Pool {
 
 impl Set {
     /// Counts an attempt at this target.
-    fn ticket(&self, target: &Arc<Target>, is_probe: bool) -> Ticket {
-        Ticket::new(Arc::clone(target), self.group.len() > 1, is_probe)
+    fn ticket(&self, target: &Arc<Target>, is_probe: bool, now: Instant) -> Ticket {
+        Ticket::new(Arc::clone(target), (self.group.len() > 1).then_some(now), is_probe)
     }
 
     /// The set for the next snapshot; targets that stay keep their connections and what is known of them.

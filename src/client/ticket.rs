@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::target::Target;
-use crate::balance::Fault;
+use crate::balance::{End, Fault};
 
 /// Held from the choice of an endpoint to the end of the answer.
 #[derive(Debug)]
@@ -25,9 +25,11 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    pub(super) fn new(target: Arc<Target>, is_counted: bool, is_probe: bool) -> Self {
-        if is_counted {
-            target.member().begin();
+    /// `counts` with when it was chosen, if there are others.
+    pub(super) fn new(target: Arc<Target>, counts: Option<Instant>, is_probe: bool) -> Self {
+        let is_counted = counts.is_some();
+        if let Some(now) = counts {
+            target.member().begin(now.into_std());
         }
         Self { target, is_counted, is_probe, is_answered: false, sent: None }
     }
@@ -58,7 +60,7 @@ impl Ticket {
     pub(super) fn finished(&mut self) {
         self.measure();
         if std::mem::replace(&mut self.is_counted, false) {
-            self.target.member().end(!self.is_answered);
+            self.target.member().end(if self.is_answered { End::AnsweredBefore } else { End::Answered });
         }
         self.conclude(true);
     }
@@ -109,7 +111,7 @@ impl Drop for Ticket {
             member.given_up(sent.into_std(), Instant::now().into_std());
         }
         if self.is_counted {
-            member.end(false);
+            member.end(if self.is_answered { End::AnsweredBefore } else { End::Unanswered });
         }
         if self.is_probe {
             member.end_probe(None, Instant::now().into_std());

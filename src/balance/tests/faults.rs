@@ -48,12 +48,8 @@ fn one_of_ten_that_is_ten_times_slower_is_hardly_noticed() {
     for clients in [8, 100] {
         let slow = |server, at| if server == 0 && at >= 5.0 { 10.0 * MEAN } else { MEAN };
         let of = |policy: &str, calls: &[_]| shown("slow", policy, clients, figures(calls, SERVERS, 5.0, 20.0));
-        let healthy = shown(
-            "all well",
-            "peak EWMA",
-            clients,
-            figures(&run(&scenario(PeakEwma, clients)), SERVERS, 5.0, 20.0),
-        );
+        let healthy =
+            shown("all well", "peak EWMA", clients, figures(&run(&scenario(PeakEwma, clients)), SERVERS, 5.0, 20.0));
         let ewma = of("peak EWMA", &run(&Scenario { mean: slow, ..scenario(PeakEwma, clients) }));
         let robin = of("round robin", &run(&Scenario { mean: slow, ..scenario(RoundRobin, clients) }));
         assert!(ewma.timed_out <= 0.0015, "{clients} clients: {ewma:?}");

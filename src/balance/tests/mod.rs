@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Balancer, Choice, Fleet, Group, Member, Request, Seat};
+use super::{Balancer, Choice, End, Fleet, Group, Member, Request, Seat};
 use crate::registry::Endpoint;
 
 fn addr(number: usize) -> SocketAddr {
@@ -41,8 +41,9 @@ fn some(count: usize) -> Few {
 
 fn some_of(endpoints: impl IntoIterator<Item = Endpoint>) -> Few {
     fastrand::seed(7);
-    let start = Instant::now();
-    let fleet = Arc::new(Fleet::new(start));
+    let begun = Instant::now();
+    let fleet = Arc::new(Fleet::new(begun));
+    let start = begun + Duration::from_secs(100);
     let seats: Vec<Seat> = endpoints.into_iter().map(|endpoint| seat(endpoint, &fleet)).collect();
     Few { start, now: start, group: Group::new(seats.clone(), fleet, 1, start), seats }
 }
@@ -65,12 +66,7 @@ impl Few {
         self.shares_of(policy, calls, |_| self.request())
     }
 
-    fn shares_of<'a>(
-        &self,
-        policy: &dyn Balancer,
-        calls: usize,
-        request: impl Fn(usize) -> Request<'a>,
-    ) -> Vec<usize> {
+    fn shares_of<'a>(&self, policy: &dyn Balancer, calls: usize, request: impl Fn(usize) -> Request<'a>) -> Vec<usize> {
         let mut shares = vec![0; self.seats.len()];
         for call in 0..calls {
             let choice = self.group.choose(policy, request(call), &[]).expect("there are endpoints");
@@ -89,9 +85,9 @@ impl Few {
     /// A call to this one is answered in this time, which has passed by then.
     fn answer(&mut self, position: usize, took: Duration) {
         let sent = self.now;
-        self.member(position).begin();
+        self.member(position).begin(sent);
         self.pass(took);
         self.member(position).took(sent, self.now);
-        self.member(position).end(true);
+        self.member(position).end(End::Answered);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::circuit::Fault;
-use super::super::{Balancer, Fleet, Group, Member, Request, Seat};
+use super::super::{Balancer, End as Ended, Fleet, Group, Member, Request, Seat};
 use super::{addr, seat};
 use crate::registry::Endpoint;
 
@@ -184,7 +184,7 @@ impl World<'_> {
         let caller = &self.clients[client];
         let choice = caller.group.choose(&*self.scenario.policy, request, &[]).expect("there are endpoints");
         let server = caller.places[choice.position];
-        caller.members[server].begin();
+        caller.members[server].begin(self.instant());
         let call = self.calls.len();
         self.calls.push(Call { client, server, at: self.seconds(), is_probe: choice.is_probe, end: None });
         if (self.scenario.fails)(server, self.seconds()) {
@@ -220,7 +220,7 @@ impl World<'_> {
         if !matches!(end, End::Answered(_)) {
             member.failed(Fault::Call, now);
         }
-        member.end(matches!(end, End::Answered(_)));
+        member.end(if matches!(end, End::Answered(_)) { Ended::Answered } else { Ended::Unanswered });
         self.calls[call].end = Some(end);
     }
 }
