@@ -33,6 +33,8 @@ pub(super) struct Target {
 #[derive(Debug, Default)]
 struct State {
     link: Option<Arc<Link>>,
+    /// That the link was lost is already noted.
+    is_lost: bool,
     connecting: Option<watch::Receiver<Option<Outcome>>>,
     failed_at: Option<Instant>,
 }
@@ -116,6 +118,7 @@ impl Target {
         match result {
             Ok(link) => {
                 state.link = Some(Arc::clone(link));
+                state.is_lost = false;
                 state.failed_at = None;
                 self.member.connected();
             }
@@ -132,7 +135,8 @@ impl Target {
     /// The connection of a call was lost; however many calls it had, that is one failure.
     pub(super) fn lost(&self, link: &Arc<Link>) {
         let mut state = self.lock();
-        if state.link.take_if(|current| Arc::ptr_eq(current, link)).is_some() {
+        if !state.is_lost && state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
+            state.is_lost = true;
             self.note_failure(&mut state);
         }
     }

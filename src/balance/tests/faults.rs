@@ -106,6 +106,18 @@ fn a_server_that_was_slow_has_its_share_again_after_15_seconds() {
 }
 
 #[test]
+fn a_server_that_hangs_is_left_before_many_calls_have_failed() {
+    for clients in [8, 100] {
+        let hangs = |server, at| if server == 0 && (5.0..13.0).contains(&at) { 1e9 } else { MEAN };
+        let calls = run(&Scenario { mean: hangs, rate: RATE / 0.7 * 0.5, ..scenario(PeakEwma, clients) });
+        let hanging = shown("hanging", "peak EWMA", clients, figures(&calls, SERVERS, 5.0, 20.0));
+        // Nobody can know it sooner than the longest answers take: this is one call of each client or two.
+        let most = (2 * clients) as f64 / hanging.calls as f64;
+        assert!(hanging.timed_out <= most, "{clients} clients: {hanging:?}");
+    }
+}
+
+#[test]
 fn a_server_that_fails_at_once_does_not_look_like_the_fastest() {
     for clients in [8, 100] {
         let fails = |server, at| server == 0 && (5.0..9.0).contains(&at);
