@@ -344,6 +344,8 @@ async fn of_a_lone_endpoint_nothing_is_counted_until_there_is_another() {
     assert_eq!(state(&client, servers[0].addr).outstanding, 0, "one that was not counted is not taken back");
     for addr in [servers[0].addr, second.addr] {
         client.fetch::<u64>(SERVICE, "work", ()).on(addr).await.unwrap();
+        assert_eq!(state(&client, addr).latency, None, "the first answer pays for what is made once");
+        client.fetch::<u64>(SERVICE, "work", ()).on(addr).await.unwrap();
         assert!(state(&client, addr).latency.is_some(), "{:?}", states(&client));
     }
 }

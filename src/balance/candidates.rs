@@ -134,7 +134,8 @@ impl<'a> Candidate<'a> {
 
     /// The time to the first byte of an answer: a longer one is taken over at once, shorter ones in the course of 5 s (the
     /// "peak EWMA" of Finagle). What is not confirmed fades towards zero in the same time, so that one that was slow is asked
-    /// again. A failure counts as 5 s, which fade in the course of 1 s. `None` if it has not answered yet.
+    /// again. A failure counts as 5 s, which fade in the course of 1 s. `None` until its second
+    /// answer, because the first one pays for what is made once.
     pub fn latency(&self) -> Option<Duration> {
         self.latency_seconds().map(Duration::from_secs_f64)
     }

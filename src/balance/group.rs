@@ -53,8 +53,7 @@ impl Group {
     pub(crate) fn new(seats: Vec<Seat>, fleet: Arc<Fleet>, seed: u64, now: Instant) -> Self {
         fleet.resize(seats.len());
         if fleet.has_too_many_ejected() {
-            let now = fleet.at(now);
-            seats.iter().for_each(|seat| seat.member.circuit.pardon(now, &fleet));
+            seats.iter().for_each(|seat| seat.member.pardon(now));
         }
         let subset = (seats.len() > SUBSET).then(|| subset(&seats, seed));
         Self { seats, subset, fleet }

@@ -12,6 +12,8 @@ const DECAY: f64 = 5_000.0;
 const PENALTY: f32 = 5.0;
 /// Time constant in which a failure fades, in milliseconds: after about 5 s the endpoint is asked again.
 const PENALTY_DECAY: f64 = 1_000.0;
+/// Answered, but not measured yet.
+const UNMEASURED: f32 = 0.0;
 /// Time constant in which a reported load fades, in milliseconds.
 const REPORT_DECAY: f64 = 1_000.0;
 /// Highest load that is believed, in capacities.
@@ -53,7 +55,8 @@ struct Noted {
 
 impl Noted {
     fn new(value: f32, now: u64) -> Self {
-        Self { value, at: millis(now) }
+        // Not nothing, even if both are zero.
+        Self { value, at: millis(now).max(1) }
     }
 
     fn read(word: &AtomicU64) -> Option<Self> {
@@ -144,11 +147,13 @@ impl Load {
         (self.calls.load(Ordering::Relaxed) >> 32) as u32
     }
 
-    /// Notes how long the first byte of an answer took, in seconds.
+    /// Notes how long the first byte of an answer took, in seconds. Of an endpoint of which nothing is known, the first answer
+    /// only says that there is one: it pays for what is made once, at both ends.
     pub(super) fn observe(&self, seconds: f64, now: u64) {
         let next = |word: u64| {
             let value = match Noted::unpack(word) {
-                None => seconds,
+                None => return Some(Noted::new(UNMEASURED, now).pack()),
+                Some(old) if old.value == UNMEASURED => seconds,
                 // An answer to a call that was made before the failure says nothing against it.
                 Some(old) if old.is_penalty() => Some(seconds).filter(|new| *new >= old.faded(now, PENALTY_DECAY))?,
                 Some(old) if seconds >= f64::from(old.value) => seconds,
@@ -159,7 +164,6 @@ impl Load {
                     f64::from(old.value) * weight + seconds * (1.0 - weight)
                 }
             };
-            // Never zero, which is nothing.
             Some(Noted::new((value as f32).max(f32::MIN_POSITIVE), now).pack())
         };
         // Nothing to be noted is no error.
@@ -185,20 +189,20 @@ impl Load {
 
     /// The latency in seconds with what counts as such, if anything is known.
     pub(super) fn latency(&self, now: u64) -> Option<f64> {
-        let noted = Noted::read(&self.latency)?;
+        let noted = Noted::read(&self.latency).filter(|noted| noted.value != UNMEASURED)?;
         Some(noted.faded(now, if noted.is_penalty() { PENALTY_DECAY } else { DECAY }))
     }
 
     /// The latency in seconds, unless it is only a penalty.
     pub(super) fn measured(&self, now: u64) -> Option<f64> {
-        Noted::read(&self.latency).filter(|noted| !noted.is_penalty()).map(|noted| noted.faded(now, DECAY))
+        Noted::read(&self.latency).filter(|noted| noted.value > 0.0).map(|noted| noted.faded(now, DECAY))
     }
 
     /// Notes what the server says. A capacity of zero says nothing.
     pub(super) fn report(&self, slot: u32, capacity: u32, now: u64) {
         if capacity > 0 {
             let share = (f64::from(slot) / f64::from(capacity)) as f32;
-            self.reported.store(Noted::new(share.min(MAX_REPORT), now.max(1_000_000)).pack(), Ordering::Relaxed);
+            self.reported.store(Noted::new(share.min(MAX_REPORT), now).pack(), Ordering::Relaxed);
         }
     }
 

@@ -42,6 +42,11 @@ impl Member {
         self.circuit.warm_up(self.fleet.at(now), &self.fleet);
     }
 
+    /// Ends an ejection, whatever was the reason.
+    pub(crate) fn pardon(&self, now: Instant) {
+        self.circuit.pardon(self.fleet.at(now), &self.fleet);
+    }
+
     /// A call goes there. It has to be ended.
     pub(crate) fn begin(&self, now: Instant) {
         self.load.begin(self.fleet.at(now));
@@ -97,7 +102,6 @@ impl Member {
     }
 
     /// What the server says of its load: so many of `capacity` places are taken or waited for.
-    #[allow(dead_code, reason = "answers do not carry it yet")]
     pub(crate) fn reported(&self, slot: u32, capacity: u32, now: Instant) {
         self.load.report(slot, capacity, self.fleet.at(now));
     }

@@ -9,12 +9,16 @@ use std::cell::OnceCell;
 
 use super::{Balancer, Candidate, Candidates};
 
+/// Latencies below this, in seconds, do not differ: that is how long a task may wait for its turn on any busy machine, and
+/// what linkerd assumes at least.
+const LEAST_LATENCY: f64 = 0.001;
+
 /// Of two random endpoints the one with the lower latency × (calls under way + 1) ÷ weight. This is the default. It keeps
 /// away from an endpoint that is slow also when each client has few calls under way.
 ///
 /// [`Candidate::latency`] says what latency is; here it is at least the time for which calls have been
-/// [waiting](Candidate::waiting) in vain, so that one that hangs is known before any call has failed. An endpoint that has
-/// never answered counts as the median of the others.
+/// [waiting](Candidate::waiting) in vain, so that one that hangs is known before any call has failed, and at least 1 ms. An
+/// endpoint of which nothing was measured yet counts as the median of the others.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PeakEwma;
 
@@ -70,5 +74,5 @@ fn crowd(candidate: &Candidate<'_>) -> f64 {
 
 fn latency<'a>(among: &Candidates<'a>, candidate: &Candidate<'a>, typical: &OnceCell<f64>) -> f64 {
     let known = candidate.latency_seconds().unwrap_or_else(|| *typical.get_or_init(|| among.typical()));
-    known.max(candidate.waiting_seconds())
+    known.max(candidate.waiting_seconds()).max(LEAST_LATENCY)
 }

@@ -3,7 +3,7 @@
 //! Owns the watch of the service, the targets and the waiting for a first one. It must never make a call. Look next at
 //! [`super::attempts`], which asks for targets, and [`super::balance`], which chooses.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -62,16 +62,27 @@ pub(super) struct Set {
     usable: Vec<Arc<Target>>,
     /// The same endpoints, in the same order, as balancing knows them.
     group: Group,
+    /// What balancing knows of every endpoint that is listed, also of those that are not usable now.
+    members: Members,
     /// Since when there has been nothing usable.
     empty_since: Instant,
 }
+
+/// By what makes an endpoint the same one.
+type Members = HashMap<(SocketAddr, Option<u64>), Arc<Member>>;
 
 impl Pool {
     pub(crate) fn new(identity: Identity, registry: Result<Arc<dyn Registry>, RegistryError>) -> Self {
         let now = Instant::now();
         let fleet = Arc::new(Fleet::new(now.into_std()));
         let group = Group::new(Vec::new(), fleet, identity.incarnation, now.into_std());
-        let nothing = Set { snapshot: Arc::new(Endpoints::unknown()), usable: Vec::new(), group, empty_since: now };
+        let nothing = Set {
+            snapshot: Arc::new(Endpoints::unknown()),
+            usable: Vec::new(),
+            group,
+            members: HashMap::new(),
+            empty_since: now,
+        };
         Self {
             identity: Arc::new(identity),
             budget: Budget::new(),
@@ -296,37 +307,48 @@ impl Set {
         Ticket::new(Arc::clone(target), (self.group.len() > 1).then_some(now), is_probe)
     }
 
-    /// The set for the next snapshot; targets that stay keep their connections and what is known of them.
+    /// The set for the next snapshot; targets that stay keep their connections, and whoever is listed what is known of it.
     fn renewed(&self, snapshot: Arc<Endpoints>, seed: u64) -> Self {
-        let known: HashMap<_, _> = self
-            .usable
-            .iter()
-            .map(|target| ((target.endpoint().addr, target.endpoint().incarnation), target))
-            .collect();
+        let key = |endpoint: &Endpoint| (endpoint.addr, endpoint.incarnation);
+        let known: HashMap<_, _> = self.usable.iter().map(|target| (key(target.endpoint()), target)).collect();
         let now = Instant::now();
         let fleet = self.group.fleet();
+        let member = |endpoint: &Endpoint| {
+            let member = Member::new(endpoint.addr, Arc::clone(fleet));
+            // If all are new, none is ahead of the others.
+            if !self.members.is_empty() {
+                member.warm_up(now.into_std());
+            }
+            Arc::new(member)
+        };
+        let members: Members = snapshot
+            .endpoints
+            .iter()
+            .map(|endpoint| {
+                (key(endpoint), self.members.get(&key(endpoint)).cloned().unwrap_or_else(|| member(endpoint)))
+            })
+            .collect();
         let (usable, seats) = snapshot
             .usable()
             .into_iter()
             .map(|endpoint| {
-                let target = known.get(&(endpoint.addr, endpoint.incarnation)).map_or_else(
-                    || {
-                        let member = Member::new(endpoint.addr, Arc::clone(fleet));
-                        // If all are new, none is ahead of the others.
-                        if !self.usable.is_empty() {
-                            member.warm_up(now.into_std());
-                        }
-                        Arc::new(Target::new(Arc::clone(&endpoint), Arc::new(member)))
-                    },
+                let member = members.get(&key(&endpoint)).cloned().unwrap_or_else(|| member(&endpoint));
+                let target = known.get(&key(&endpoint)).map_or_else(
+                    || Arc::new(Target::new(Arc::clone(&endpoint), Arc::clone(&member))),
                     |target| Arc::clone(target),
                 );
-                let member = Arc::clone(target.member());
                 (target, Seat { endpoint, member })
             })
             .unzip::<_, _, Vec<_>, Vec<_>>();
+        // Who is not called can show nothing, and must not keep others from being left alone.
+        let called: HashSet<_> = seats.iter().map(|seat: &Seat| Arc::as_ptr(&seat.member)).collect();
+        members
+            .values()
+            .filter(|member| !called.contains(&Arc::as_ptr(member)))
+            .for_each(|member| member.pardon(now.into_std()));
         let stays_empty = self.usable.is_empty() && usable.is_empty();
         let empty_since = if stays_empty { self.empty_since } else { now };
         let group = Group::new(seats, Arc::clone(fleet), seed, now.into_std());
-        Self { snapshot, usable, group, empty_since }
+        Self { snapshot, usable, group, members, empty_since }
     }
 }

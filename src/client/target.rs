@@ -141,6 +141,12 @@ impl Target {
         }
     }
 
+    /// The server says that so many of `capacity` places are taken or waited for.
+    #[allow(dead_code, reason = "answers do not carry it yet")]
+    pub(super) fn reported(&self, slot: u16, capacity: u16) {
+        self.member.reported(slot.into(), capacity.into(), Instant::now().into_std());
+    }
+
     fn note_failure(&self, state: &mut State) {
         let now = Instant::now();
         state.failed_at = Some(now);

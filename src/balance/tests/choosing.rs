@@ -103,6 +103,22 @@ fn a_longer_latency_is_believed_at_once_and_a_shorter_one_in_time() {
 }
 
 #[test]
+fn the_first_answer_of_all_and_what_differs_by_less_than_a_millisecond_tell_nothing() {
+    let mut two = some(2);
+    let sent = two.now;
+    two.pass(500 * MS);
+    two.member(0).took(sent, two.now);
+    assert_eq!(two.group.states(two.now)[0].latency, None);
+    two.answer(0, MS / 2);
+    two.answer(1, MS / 50);
+    assert_eq!(two.group.states(two.now)[0].latency, Some(MS / 2));
+    let shares = two.shares(&PeakEwma, 1000);
+    assert!((400..600).contains(&shares[0]), "{shares:?}");
+    two.answer(0, 2 * MS);
+    assert_eq!(two.shares(&PeakEwma, 100), [0, 100]);
+}
+
+#[test]
 fn one_that_never_answered_counts_as_the_median() {
     let mut four = some(4);
     for (position, took) in [(0, 5), (1, 10), (2, 100)] {

@@ -87,6 +87,10 @@ impl Few {
         let sent = self.now;
         self.member(position).begin(sent);
         self.pass(took);
+        if self.group.states(self.now)[position].latency.is_none() {
+            // The first one is not measured.
+            self.member(position).took(sent, self.now);
+        }
         self.member(position).took(sent, self.now);
         self.member(position).end(End::Answered);
     }
