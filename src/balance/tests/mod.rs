@@ -2,6 +2,8 @@
 //!
 //! Owns only tests. Look next at `simulation.rs` for the world in which they run.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
 mod choosing;
 mod circuits;
 mod faults;
