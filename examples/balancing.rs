@@ -27,7 +27,8 @@ async fn instance(registry: &Memory, pause: Duration) -> Result<Picom, Status> {
 
 /// How many of 60 calls each instance gets.
 async fn shares(node: &Picom, policy: impl Balancer + Clone) -> Result<Vec<usize>, Status> {
-    let mut shares = BTreeMap::new();
+    let known = node.channel("service1").endpoints();
+    let mut shares: BTreeMap<_, _> = known.into_iter().map(|state| (state.endpoint.addr, 0)).collect();
     for _ in 0..60 {
         let call = node.fetch::<()>("service1", "work", ()).balance(policy.clone());
         let ((), info) = call.with_info().await?;
