@@ -3,6 +3,9 @@
 //! ```sh
 //! cargo run --example quickstart
 //! PICOM_REGISTRY=consul://127.0.0.1:8500 cargo run --example quickstart     # the same through Consul
+//! PICOM_REGISTRY=manifest://local cargo run --example quickstart            # or with no server, by TCP on this machine
+//! PICOM_REGISTRY=broadcast:// cargo run --example quickstart                # or by datagrams on loopback
+//! PICOM_REGISTRY=fixed://service1=127.0.0.1:4000 cargo run --example quickstart -- 4000     # or at a port of your choice
 //! ```
 
 use futures::{Stream, StreamExt, stream};
@@ -64,8 +67,10 @@ impl Calculator for Calc {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let registry = std::env::var("PICOM_REGISTRY").unwrap_or_else(|_| "memory://quickstart".to_owned());
+    // Any free one, unless somebody has written down which it is.
+    let port = std::env::args().nth(1).map_or(Ok(0), |port| port.parse())?;
 
-    let service1 = Picom::builder("service1").registry_url(&registry).build()?;
+    let service1 = Picom::builder("service1").registry_url(&registry).port(port).build()?;
     let exposed = service1.expose(CalculatorServer::new(Calc)).await?;
     println!("service1 listens on port {}, registered in {registry}", exposed.local_addr().port());
 

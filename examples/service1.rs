@@ -7,7 +7,9 @@
 //! ```
 //!
 //! Start it twice, and calls spread over both. Stop one with Ctrl-C or SIGTERM: it leaves the registry, finishes what
-//! runs and ends, and no call fails.
+//! runs and ends, and no call fails. Its exit status is 130 or 143, as for any program that these signals end.
+
+use std::process::ExitCode;
 
 use futures::stream;
 use picom::{Context, Methods, Picom, Status};
@@ -24,7 +26,7 @@ struct Count {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let methods = Methods::new()
         .unary("add", |cx: Context, Add { a, b }: Add| async move {
             println!("add({a}, {b}) for {}", cx.peer().node);
@@ -41,5 +43,5 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{signal}: leaving");
     service1.end_with(&signal.to_string()).await?;
     println!("service1 has left");
-    Ok(())
+    Ok(ExitCode::from(signal.code()))
 }

@@ -341,6 +341,11 @@
 //! # }
 //! ```
 //!
+//! # Without calls
+//!
+//! [`boxcar`] balances the connections of any other TCP application between servers, with nothing but numbers. It needs no node and
+//! no registry.
+//!
 //! # Options
 //!
 //! [`Picom::builder`] takes them; [`options`] lists every default with its unit and its reason.
@@ -410,6 +415,7 @@
 
 pub mod balance;
 mod body;
+pub mod boxcar;
 mod builder;
 mod client;
 mod context;

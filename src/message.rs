@@ -4,6 +4,7 @@
 //! know frames, lengths or connections. Look next at [`crate::body`] for how messages are cut out of a body.
 
 mod found;
+mod number;
 mod scalar;
 mod shared;
 
@@ -19,6 +20,7 @@ use serde::de::value::MapDeserializer;
 use serde::de::{DeserializeOwned, IgnoredAny, IntoDeserializer};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use number::Number;
 pub(crate) use shared::Apart;
 pub use shared::bytes_field;
 
@@ -187,11 +189,17 @@ fn expected<A: DeserializeOwned>(name: &str, found: &Found) -> Option<String> {
 }
 
 /// Reads one message as a `T` that keeps nothing of it; `None` where [`decode`] has to do it, or to say what is wrong.
-#[inline]
+#[inline(always)]
 pub(crate) fn decode_in_place<T: DeserializeOwned + 'static>(message: &[u8]) -> Option<T> {
     if let Some(Ok(value)) = Scalar::of(message).map(T::deserialize) {
         return Some(value);
     }
+    decode_here(message)
+}
+
+/// The long way, kept out of the loop that reads items.
+#[inline(never)]
+fn decode_here<T: DeserializeOwned + 'static>(message: &[u8]) -> Option<T> {
     if message.len() >= shared::SHARED || TypeId::of::<T>() == TypeId::of::<Bytes>() {
         return None;
     }

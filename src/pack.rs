@@ -12,7 +12,7 @@ use futures::Stream;
 use futures::stream::BoxStream;
 use serde::Serialize;
 
-use crate::message::{self, MessageError};
+use crate::message::{self, MessageError, Number};
 use crate::proto::SendState;
 use crate::status::Status;
 use crate::streaming::ITEMS_COUNTED;
@@ -90,6 +90,10 @@ impl<S> Packed<S> {
             self.check(bytes.len())?;
             self.long = Some(long(bytes.clone()).map_err(|error| cannot_encode(&error))?);
             return Ok(true);
+        }
+        if let Some(number) = Number::of(item).filter(|number| number.len() as u64 <= self.limit) {
+            wire::put_short(&mut self.packed, number.bytes(), number.len());
+            return Ok(self.packed.len() >= PACK);
         }
         let encode = |out: &mut BytesMut| message::encode(item, out).map(|()| wire::Apart::new());
         let len = match wire::encode_message(&mut self.packed, encode) {

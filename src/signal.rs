@@ -48,12 +48,21 @@ impl fmt::Display for Signal {
 
 /// Waits for SIGTERM or SIGINT. Cancel safe, but once it was called these signals no longer end the process by themselves.
 ///
+/// Others hear why the node has left, where the registry can say it: `down: SIGTERM (15)`. The process itself ends like one that
+/// the signal has ended: with 143 after SIGTERM, 130 after SIGINT. Return [`ExitCode::SUCCESS`](std::process::ExitCode::SUCCESS)
+/// instead where the supervisor takes everything else for a failure.
+///
 /// ```no_run
-/// # async fn f(node: picom::Picom) -> Result<(), Box<dyn std::error::Error>> {
-/// let signal = picom::shutdown_signal().await?;
-/// node.end_with(&signal.to_string()).await?; // others may hear why it has left: "SIGTERM (15)"
-/// std::process::exit(signal.code().into());
-/// # }
+/// use std::process::ExitCode;
+///
+/// #[tokio::main]
+/// async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
+///     let node = picom::Picom::new("service1");
+///     node.expose(picom::Methods::new()).await?;
+///     let signal = picom::shutdown_signal().await?;
+///     node.end_with(&signal.to_string()).await?;
+///     Ok(ExitCode::from(signal.code()))
+/// }
 /// ```
 ///
 /// # Errors

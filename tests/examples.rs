@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
+use futures::StreamExt;
 use support::PATIENCE;
 use support::consul::Agent;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -18,8 +19,9 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 /// The programs that this file runs; a test keeps it complete.
-const RUN: [&str; 13] = [
+const RUN: [&str; 14] = [
     "balancing",
+    "boxcar",
     "by_name",
     "context",
     "errors",
@@ -33,6 +35,10 @@ const RUN: [&str; 13] = [
     "service2",
     "two_terminals",
 ];
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
 
 /// An example that is about to run, without the variables that would change what it does.
 fn example(name: &str) -> Command {
@@ -102,6 +108,27 @@ async fn quickstart_does_the_same_through_consul() {
 }
 
 #[tokio::test]
+async fn quickstart_does_the_same_through_every_registry_that_needs_no_server() {
+    let port = free_port();
+    let urls = [
+        "memory://elsewhere".to_owned(),
+        format!("manifest://local:{}", free_port()),
+        format!("broadcast://127.255.255.255:{}", free_port()),
+        format!("broadcast://239.77.5.5:{}?period=200ms", free_port()),
+        format!("fixed://service1=127.0.0.1:{port}"),
+    ];
+    for url in urls {
+        let mut quickstart = example("quickstart");
+        if url.starts_with("fixed") {
+            quickstart.arg(port.to_string());
+        }
+        let output = succeeds(quickstart.env("PICOM_REGISTRY", &url)).await;
+        says(&output, &[&format!("registered in {url}")]);
+        says(&output, &TOUR);
+    }
+}
+
+#[tokio::test]
 async fn the_programs_of_the_readme_run_without_and_with_consul() {
     let (typed, by_name) = (["2 + 5 = 7", "item 0\nitem 1\nitem 2\n"], ["2 + 5 = 7", "items [0, 1, 2]"]);
     says(&succeeds(example("hello").env("PICOM_REGISTRY", "memory://hello")).await, &typed);
@@ -137,6 +164,15 @@ async fn errors_name_what_failed_where_and_whether_it_ran() {
             "connection refused (attempt 4 of 4; the handler never ran)",
         ],
     );
+}
+
+#[tokio::test]
+async fn a_boxcar_spreads_the_load_and_a_restarted_server_gets_its_share() {
+    let output = succeeds(&mut example("boxcar")).await;
+    let spreads: Vec<f64> = output.lines().filter_map(|line| line.split("max/mean ").nth(1)?.parse().ok()).collect();
+    let [before, without, after] = spreads[..] else { panic!("{output}") };
+    assert!(before <= 1.15 && after <= 1.15, "{output}");
+    assert!((1.4..=1.7).contains(&without), "two of three do all the work: {output}");
 }
 
 #[tokio::test]
@@ -191,16 +227,39 @@ async fn two_devices_find_each_other_through_consul_and_the_first_leaves_when_to
     service1.signal("TERM");
     service1.says("SIGTERM (15): leaving").await;
     service1.says("service1 has left").await;
-    let status = timeout(PATIENCE, service1.child.wait()).await.expect("service1 ends").unwrap();
-    assert!(status.success(), "{status}");
+    assert_eq!(service1.ends().await, Some(143));
     let left = agent.get("/v1/agent/services").await;
     assert_eq!(left.as_object().map(serde_json::Map::len), Some(0), "it is still registered: {left}");
+}
+
+#[cfg(feature = "broadcast")]
+#[tokio::test]
+async fn a_program_that_a_signal_ends_tells_others_which_and_its_supervisor_too() {
+    use picom::registry::broadcast::{Broadcast, Event, Gone};
+    for (signal, code, reason) in [("TERM", 143, "down: SIGTERM (15)"), ("INT", 130, "down: SIGINT (2)")] {
+        let network = format!("127.255.255.255:{}", free_port());
+        let mut events = Broadcast::to(&network).unwrap().events();
+        let url = format!("broadcast://{network}");
+        let mut service1 = Running::start(example("service1").env("PICOM_REGISTRY", &url));
+        service1.says(": Registered").await;
+        service1.signal(signal);
+        let left = timeout(PATIENCE, async {
+            loop {
+                if let Event::Removed { service, endpoint, reason } = events.next().await.expect("events do not end") {
+                    return (service, endpoint.status.to_string(), reason);
+                }
+            }
+        });
+        let left = left.await.expect("others hear that it leaves");
+        assert_eq!(left, ("service1".to_owned(), reason.to_owned(), Gone::Left));
+        assert_eq!(service1.ends().await, Some(code));
+    }
 }
 
 #[tokio::test]
 async fn two_terminals_need_no_server_and_either_may_be_first() {
     // A port of their own, so that nobody else on this machine is found.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let port = free_port().to_string();
     let mut calling = Running::start(example("two_terminals").args(["call", &port]));
     calling.says("waiting for a greeter").await;
     let mut serving = Running::start(example("two_terminals").args(["serve", &port]));
@@ -256,6 +315,11 @@ impl Running {
             self.child.stderr.take().unwrap().read_to_string(&mut errors).await.unwrap();
             panic!("waited for {what:?}, but it said {seen:#?}\nstderr: {errors}");
         }
+    }
+
+    /// Waits for its end; returns its exit code.
+    async fn ends(&mut self) -> Option<i32> {
+        timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap().code()
     }
 
     fn signal(&self, name: &str) {

@@ -108,7 +108,7 @@ impl Runner {
     }
 }
 
-fn create(path: &str) -> File {
+pub(crate) fn create(path: &str) -> File {
     let folder = Path::new(path).parent().map_or(Ok(()), fs::create_dir_all);
     folder.and_then(|()| File::create(path)).unwrap_or_else(|error| refuse(format_args!("{path}: {error}")))
 }

@@ -20,7 +20,7 @@ pub(super) enum Scalar<'a> {
 
 impl<'a> Scalar<'a> {
     /// The value, if the message is one and nothing else.
-    #[inline]
+    #[inline(always)]
     pub(super) fn of(message: &'a [u8]) -> Option<Self> {
         Some(match *message {
             [small @ 0x00..=0x7f] => Self::Unsigned(u64::from(small)),

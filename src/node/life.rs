@@ -49,6 +49,19 @@ impl Life {
         (now.status.clone(), Birth(Some(Arc::clone(self))))
     }
 
+    /// Another registration takes the place of the one that there is. The one that is left over is the caller's to take back.
+    pub(super) fn replace(&self, registration: Registration, told: &NodeStatus) -> Registration {
+        let mut now = self.lock();
+        if now.status != *told {
+            registration.set_status(now.status.clone());
+        }
+        match &mut now.registration {
+            Some(current) => std::mem::replace(current, registration),
+            // The node has ended meanwhile.
+            None => registration,
+        }
+    }
+
     /// Goes down; what registered it is the caller's to take back. A reason is told first, to registries that can say it.
     pub(super) fn end(&self, reason: Option<&str>) -> Option<Registration> {
         let mut now = self.lock();

@@ -42,6 +42,17 @@ impl Batch {
         self.len
     }
 
+    /// All that is left, if it is in one piece, as most is.
+    #[inline]
+    pub(crate) fn only(&self) -> Option<&[u8]> {
+        let mut segments = self.segments.iter();
+        match (segments.next()?, segments.next()) {
+            (Segment::Arena(len), None) => self.arena.get(self.written..self.written + len),
+            (Segment::Payload(bytes), None) => Some(bytes),
+            _ => None,
+        }
+    }
+
     /// Fills slices for a vectored write and says how many.
     pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut arena = &self.arena[self.written..];

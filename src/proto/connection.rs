@@ -144,6 +144,12 @@ impl Connection {
         }
     }
 
+    /// Whether [`peek_event`](Self::peek_event) may show one.
+    #[inline]
+    pub(crate) fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// Takes what [`peek_event`](Self::peek_event) has just shown.
     pub(crate) fn pop_event(&mut self) -> Option<Event> {
         self.events.pop_front()

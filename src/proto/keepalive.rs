@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::config::Config;
-use super::timers::after;
+use super::timers::NEVER;
 
 /// What is to be done now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +32,11 @@ pub(super) struct Keepalive {
 
 impl Keepalive {
     pub(super) fn new(config: &Config, now: Instant) -> Self {
+        // Cut here, because the sums are made for every call.
         Self {
-            busy: config.ping_busy,
-            idle: config.ping_idle,
-            patience: config.ping_timeout,
+            busy: config.ping_busy.min(NEVER),
+            idle: config.ping_idle.min(NEVER),
+            patience: config.ping_timeout.min(NEVER),
             heard: now,
             busy_since: None,
             asked: None,
@@ -61,9 +62,9 @@ impl Keepalive {
     /// When [`check`](Self::check) has something to do.
     pub(super) fn due(&self) -> Instant {
         match (self.asked, self.busy_since) {
-            (Some(asked), _) => after(asked, self.patience),
-            (None, Some(since)) => after(self.heard.max(since), self.busy).min(after(self.heard, self.idle)),
-            (None, None) => after(self.heard, self.idle),
+            (Some(asked), _) => asked + self.patience,
+            (None, Some(since)) => (self.heard.max(since) + self.busy).min(self.heard + self.idle),
+            (None, None) => self.heard + self.idle,
         }
     }
 

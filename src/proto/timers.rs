@@ -12,7 +12,7 @@ use super::keepalive::Action;
 use crate::wire::{CloseReason, Kind, StreamId};
 
 /// A time that never comes: thirty years. Limits above it, which may be written as `Duration::MAX`, would overflow.
-const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+pub(super) const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 /// The end of a limit that begins at a time.
 pub(super) fn after(time: Instant, limit: Duration) -> Instant {
@@ -71,7 +71,7 @@ impl Connection {
     }
 
     /// When the connection will have been idle for too long.
-    fn idle_until(&self) -> Option<Instant> {
+    pub(crate) fn idle_until(&self) -> Option<Instant> {
         let limit = self.config.idle_close.filter(|_| self.streams.len() == 0)?;
         Some(after(self.idle_since, limit))
     }

@@ -4,9 +4,9 @@
 //! next at [`super`] for when it is made.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use reqwest::{Client, Url, redirect};
+use reqwest::{Client, RequestBuilder, Url, redirect};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::BuilderVerifierExt;
 
@@ -29,8 +29,8 @@ pub(super) fn address(url: &str) -> Result<String, String> {
     }
 }
 
-/// Asks at this address and no other, whatever the name in the URL leads to by then.
-pub(super) fn check(url: &str, addr: SocketAddr) -> Result<Check, String> {
+/// Asks at the address that a look has found, whatever else the name in the URL leads to.
+pub(super) fn check(url: &str) -> Result<Check, String> {
     let url = parse(url)?;
     let wrong = |error: &dyn std::fmt::Display| format!("sentinel: no HTTP client: {error}");
     let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -43,7 +43,29 @@ pub(super) fn check(url: &str, addr: SocketAddr) -> Result<Check, String> {
         tls.with_root_certificates(RootCertStore::empty()).with_no_client_auth()
     };
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let client = Client::builder()
+    // A client knows one address of a host; there is another one when the host has moved.
+    let clients: Mutex<Option<(SocketAddr, Client)>> = Mutex::new(None);
+    let request = move |addr: SocketAddr| {
+        let mut known = clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, client)) = known.as_ref().filter(|(at, _)| *at == addr) {
+            return Ok(client.get(url.clone()));
+        }
+        let client = client(&url, addr, tls.clone()).map_err(|error| wrong(&error))?;
+        let (_, client) = known.insert((addr, client));
+        Ok(client.get(url.clone()))
+    };
+    Ok(Arc::new(move |addr| {
+        let request: Result<RequestBuilder, String> = request(addr);
+        Box::pin(async move {
+            let answer = request?.send().await.map_err(|error| innermost(&error))?;
+            let status = answer.status();
+            if status.is_success() { Ok(()) } else { Err(format!("answered {status}")) }
+        })
+    }))
+}
+
+fn client(url: &Url, addr: SocketAddr, tls: ClientConfig) -> reqwest::Result<Client> {
+    Client::builder()
         .tls_backend_preconfigured(tls)
         .no_proxy()
         .redirect(redirect::Policy::none())
@@ -51,15 +73,6 @@ pub(super) fn check(url: &str, addr: SocketAddr) -> Result<Check, String> {
         .pool_max_idle_per_host(0)
         .resolve(url.host_str().unwrap_or_default(), addr)
         .build()
-        .map_err(|error| wrong(&error))?;
-    Ok(Arc::new(move || {
-        let request = client.get(url.clone());
-        Box::pin(async move {
-            let answer = request.send().await.map_err(|error| innermost(&error))?;
-            let status = answer.status();
-            if status.is_success() { Ok(()) } else { Err(format!("answered {status}")) }
-        })
-    }))
 }
 
 /// The reason that helps: `Connection refused`.

@@ -8,13 +8,14 @@ mod http;
 
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::net::{TcpStream, lookup_host};
-use tokio::time::timeout;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 /// How often a dependency is looked at: two looks that fail are noticed within 4 s, and one look in 2 s is no burden.
@@ -32,10 +33,13 @@ const FAILURES: u32 = 2;
 /// Looks that must succeed in a row.
 const SUCCESSES: u32 = 1;
 
-/// How long the name of a dependency may take to be looked up.
+/// How long the name of a dependency may take to be looked up the first time.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Looks after a dependency that is no node, for [`Picom::stand_for`](crate::Picom::stand_for).
+///
+/// The name of its host is looked up again for every look, within the look's [time](Self::timeout). Of several addresses the first
+/// one is used, for as long as the name leads there; a name that cannot be looked up is a look that failed.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -48,6 +52,7 @@ pub struct Sentinel {
     /// `host:port`.
     address: Result<String, String>,
     way: Way,
+    resolve: Resolve,
     interval: Duration,
     timeout: Duration,
     failures: u32,
@@ -62,8 +67,11 @@ enum Way {
     Custom(Check),
 }
 
-/// One look; the error says why the dependency is not well.
-type Check = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+/// One look at the dependency there; the error says why it is not well.
+type Check = Arc<dyn Fn(SocketAddr) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// Where `host:port` is now.
+type Resolve = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
 
 impl Sentinel {
     /// Healthy is what accepts a connection at `host:port`. The connection is closed at once.
@@ -85,11 +93,21 @@ impl Sentinel {
     where
         F: Future<Output = Result<(), String>> + Send + 'static,
     {
-        Self::with(Ok(address.into()), Way::Custom(Arc::new(move || Box::pin(check()))))
+        Self::with(Ok(address.into()), Way::Custom(Arc::new(move |_| Box::pin(check()))))
     }
 
     fn with(address: Result<String, String>, way: Way) -> Self {
-        Self { address, way, interval: INTERVAL, timeout: TIMEOUT, failures: FAILURES, successes: SUCCESSES }
+        let resolve: Resolve = Arc::new(|address| Box::pin(async { Ok(lookup_host(address).await?.collect()) }));
+        Self { address, way, resolve, interval: INTERVAL, timeout: TIMEOUT, failures: FAILURES, successes: SUCCESSES }
+    }
+
+    /// Asks somebody else than the system where a name leads.
+    #[cfg(test)]
+    pub(crate) fn resolved_by(
+        self,
+        resolve: impl Fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { resolve: Arc::new(resolve), ..self }
     }
 
     /// The time from one look to the next; default 2 s, at least 10 ms.
@@ -112,22 +130,24 @@ impl Sentinel {
         Self { successes: successes.max(1), ..self }
     }
 
-    /// Finds out where the dependency is, once and for all.
+    /// Finds out where the dependency is now. Looks begin at once.
     pub(crate) async fn prepare(self) -> Result<Look, Problem> {
         let address = self.address.map_err(Problem::Settings)?;
-        let addr = resolve(&address).await?;
+        let addr = first(&address, &self.resolve).await?;
         let check: Check = match self.way {
             Way::Custom(check) => check,
-            Way::Tcp => Arc::new(move || {
+            Way::Tcp => Arc::new(|addr| {
                 Box::pin(
                     async move { TcpStream::connect(addr).await.map(drop).map_err(|error| error.kind().to_string()) },
                 )
             }),
             #[cfg(feature = "http")]
-            Way::Http(url) => http::check(&url, addr).map_err(Problem::Settings)?,
+            Way::Http(url) => http::check(&url).map_err(Problem::Settings)?,
         };
         let judge = Judge { failures: self.failures, successes: self.successes, well: None, last: None, run: 0 };
-        Ok(Look { addr, check, interval: self.interval, timeout: self.timeout, judge })
+        let mut ticks = interval(self.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Look { address, addr, resolve: self.resolve, check, ticks, timeout: self.timeout, judge, next: None })
     }
 }
 
@@ -146,34 +166,53 @@ pub(crate) enum Problem {
     Lookup(String),
 }
 
-async fn resolve(address: &str) -> Result<SocketAddr, Problem> {
+async fn first(address: &str, resolve: &Resolve) -> Result<SocketAddr, Problem> {
     let shown: String = address.chars().take(128).flat_map(char::escape_default).collect();
     let wrong = |why: &str| Problem::Settings(format!("sentinel: \"{shown}\" {why}"));
     let port = address.rsplit_once(':').and_then(|(host, port)| port.parse::<u16>().ok().filter(|_| !host.is_empty()));
     if port.is_none() {
         return Err(wrong("is not an address such as 127.0.0.1:27017"));
     }
-    let found = match timeout(LOOKUP_TIMEOUT, lookup_host(address)).await {
-        Ok(Ok(mut found)) => found.next(),
+    let found = match timeout(LOOKUP_TIMEOUT, resolve(address.to_owned())).await {
+        Ok(Ok(found)) => found,
         Ok(Err(error)) => return Err(Problem::Lookup(format!("sentinel: \"{shown}\": {error}"))),
         Err(_) => {
             return Err(Problem::Lookup(format!("sentinel: \"{shown}\" was not found within {LOOKUP_TIMEOUT:?}")));
         }
     };
-    match found {
-        Some(addr) if addr.port() != 0 && !addr.ip().is_unspecified() => Ok(addr),
-        Some(_) => Err(wrong("is not an address to connect to")),
-        None => Err(Problem::Lookup(format!("sentinel: \"{shown}\" has no address"))),
+    match found.iter().find(|addr| is_callable(addr)) {
+        Some(addr) => Ok(*addr),
+        None if found.is_empty() => Err(Problem::Lookup(format!("sentinel: \"{shown}\" has no address"))),
+        None => Err(wrong("is not an address to connect to")),
     }
+}
+
+fn is_callable(addr: &SocketAddr) -> bool {
+    addr.port() != 0 && !addr.ip().is_unspecified()
+}
+
+/// What a look has changed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// The dependency is somewhere else.
+    Address(SocketAddr),
+    /// Whether it is well, or why not.
+    Health(Result<(), String>),
 }
 
 /// A dependency that is looked at.
 pub(crate) struct Look {
+    /// `host:port`.
+    address: String,
+    /// Where that led last.
     addr: SocketAddr,
+    resolve: Resolve,
     check: Check,
-    interval: Duration,
+    ticks: Interval,
     timeout: Duration,
     judge: Judge,
+    /// What is to be told after what was told last.
+    next: Option<Change>,
 }
 
 impl Look {
@@ -182,27 +221,42 @@ impl Look {
         self.addr
     }
 
-    /// Looks for ever, and tells each change: whether it is well, or why not.
-    pub(crate) async fn watch(mut self, tell: impl Fn(Result<(), String>) + Send) {
-        let mut ticks = tokio::time::interval(self.interval);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    /// Looks until something has changed. An address is told before what was seen there.
+    pub(crate) async fn changed(&mut self) -> Change {
         loop {
-            ticks.tick().await;
+            if let Some(change) = self.next.take() {
+                return change;
+            }
+            self.ticks.tick().await;
+            let before = self.addr;
             let seen = self.once().await;
             if self.judge.believes(seen.is_ok()) {
-                tell(seen);
+                self.next = Some(Change::Health(seen));
+            }
+            if self.addr != before {
+                return Change::Address(self.addr);
             }
         }
     }
 
-    /// In a task of its own, so that a look that panics or blocks harms only itself.
-    async fn once(&self) -> Result<(), String> {
-        let check = Arc::clone(&self.check);
-        let looking = AbortOnDropHandle::new(tokio::spawn(async move { check().await }));
-        match timeout(self.timeout, looking).await {
+    async fn once(&mut self) -> Result<(), String> {
+        let deadline = Instant::now() + self.timeout;
+        let late = format!("within {:?}", self.timeout);
+        let found = match timeout_at(deadline, (self.resolve)(self.address.clone())).await {
+            Ok(found) => found.map_err(|error| format!("its name cannot be looked up: {error}"))?,
+            Err(_) => return Err(format!("its name was not found {late}")),
+        };
+        // Names of several addresses list them in another order each time, which is no reason to go elsewhere.
+        if !found.contains(&self.addr) {
+            self.addr = found.into_iter().find(is_callable).ok_or("its name has no address")?;
+        }
+        // In a task of its own, so that a look that panics or blocks harms only itself.
+        let (check, addr) = (Arc::clone(&self.check), self.addr);
+        let looking = AbortOnDropHandle::new(tokio::spawn(async move { check(addr).await }));
+        match timeout_at(deadline, looking).await {
             Ok(Ok(seen)) => seen,
             Ok(Err(_)) => Err("the check panicked".to_owned()),
-            Err(_) => Err(format!("no answer within {:?}", self.timeout)),
+            Err(_) => Err(format!("no answer {late}")),
         }
     }
 }
@@ -233,18 +287,4 @@ impl Judge {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_enough_looks_in_a_row_change_a_belief() {
-        let beliefs = |failures, successes, seen: &str| -> String {
-            let mut judge = Judge { failures, successes, well: None, last: None, run: 0 };
-            seen.chars().map(|c| if judge.believes(c == '+') { c } else { '.' }).collect()
-        };
-        assert_eq!(beliefs(2, 1, "+--+-+--"), "+.-+...-");
-        assert_eq!(beliefs(2, 1, "-+---"), ".+.-.");
-        assert_eq!(beliefs(2, 1, "----"), ".-..");
-        assert_eq!(beliefs(1, 3, "-++-+++"), "-.....+");
-    }
-}
+mod tests;

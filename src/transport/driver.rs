@@ -22,8 +22,10 @@ use super::{Io, buffers};
 use crate::proto::{Config, Connection, Error, Event};
 use crate::wire::{HEADER, Header, MAX_PAYLOAD};
 
-/// Size of the read buffer of a quiet connection. One that waits has none.
-const MIN_READ: usize = 4 << 10;
+/// Size of the read buffer of a quiet connection. One that waits has none, so it is one that allocators make quickly.
+const MIN_READ: usize = 1 << 10;
+/// What must be left of a large buffer for another read into it.
+const MIN_ROOM: usize = 4 << 10;
 /// Size to which the read buffer grows while reads fill it. A piece of a body that is not read keeps the buffer it came in, so
 /// with pieces of 16 KiB and more a stream holds at most eight times its credit.
 const MAX_READ: usize = 128 << 10;
@@ -74,6 +76,8 @@ pub(crate) struct Driver<H: Handler> {
     wakers: Vec<Waker>,
     timer: Pin<Box<Sleep>>,
     yielded: bool,
+    /// So much waits to be written that nothing more is read.
+    congested: bool,
     /// When a closed connection is given up although not everything was written.
     close_by: Option<Instant>,
     handler: H,
@@ -98,6 +102,7 @@ pub(crate) fn connection<H: Handler>(
         wakers: Vec::new(),
         timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         yielded: false,
+        congested: false,
         close_by: None,
         handler,
     };
@@ -149,19 +154,22 @@ impl<H: Handler> Driver<H> {
     fn poll_turn(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
         let mut progress = false;
         self.wakers.drain(..).for_each(Waker::wake);
-        let congested = self.link.lock().proto.is_congested();
         let mut listening = false;
-        if self.events.is_empty() && !congested {
+        if self.events.is_empty() && !self.congested {
             let read = self.poll_read(cx)?;
             listening = !read;
             progress |= read;
         }
         progress |= self.dispatch();
-        if self.timer.as_mut().poll(cx).is_ready() && self.link.lock().armed.take().is_some() {
+        // `try_sleep` has polled it, so it wakes this task; here it is enough to look.
+        if self.timer.is_elapsed() && self.link.lock().armed.take().is_some() {
             self.time_out(listening)?;
             progress = true;
         }
-        match self.link.flush(self.link.lock()) {
+        let state = self.link.lock();
+        let closing = state.is_closing();
+        let congested = self.congested || state.proto.is_congested();
+        match self.link.flush(state) {
             Flush::Done => {}
             Flush::More => progress = true,
             Flush::Blocked => {
@@ -171,18 +179,18 @@ impl<H: Handler> Driver<H> {
                 }
             }
         }
-        // Nothing was read this time, so nothing wakes this task when there is something to read.
-        progress |= congested && !self.link.lock().proto.is_congested();
-        Ok(self.poll_closing(cx)? || progress)
+        if congested {
+            self.congested = self.link.lock().proto.is_congested();
+            // Perhaps nothing was read this time; then nothing wakes this task when there is something to read.
+            progress |= !self.congested;
+        }
+        Ok((closing && self.poll_closing(cx)?) || progress)
     }
 
     /// Ends a connection that is closed once its last words are written, and one that cannot be written to once everything
     /// that the peer sent before is read: answers, above all, and that it takes no more calls.
     fn poll_closing(&mut self, cx: &mut Context<'_>) -> Result<bool, Error> {
         let mut state = self.link.lock();
-        if !state.proto.is_closed() && state.write_error().is_none() {
-            return Ok(false);
-        }
         if state.take_progressed() {
             self.close_by = None;
         }
@@ -204,7 +212,8 @@ impl<H: Handler> Driver<H> {
         let mut state = self.link.lock();
         take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
         let has_output = state.can_write() && state.proto.wants_transmit();
-        if !self.events.is_empty() || !self.wakers.is_empty() || has_output {
+        let began_to_close = self.close_by.is_none() && state.is_closing();
+        if !self.events.is_empty() || !self.wakers.is_empty() || has_output || began_to_close {
             return false;
         }
         let timeout = state.proto.timeout();
@@ -267,7 +276,7 @@ impl<H: Handler> Driver<H> {
         let frame = Header::parse(&self.buffer).ok().flatten().map_or(0, |header| HEADER + header.len);
         let missing = frame.saturating_sub(self.buffer.len());
         let again = self.buffer.is_empty() && self.buffer.try_reclaim(BULK);
-        if spare < missing.max(MIN_READ) && !again {
+        if spare < missing.max(MIN_ROOM) && !again {
             let mut next = buffers::used(BULK).unwrap_or_else(|| BytesMut::with_capacity(BULK));
             next.extend_from_slice(&self.buffer);
             buffers::keep(std::mem::replace(&mut self.buffer, next), BULK);

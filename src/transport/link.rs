@@ -197,6 +197,9 @@ impl Link {
             self.kick(state);
             return Poll::Pending;
         }
+        if state.is_settled() {
+            return Poll::Ready(read);
+        }
         self.kick(state);
         Poll::Ready(read)
     }
@@ -461,6 +464,14 @@ impl Link {
     }
 
     fn write_batch(&self, batch: &Batch) -> io::Result<usize> {
+        if let Some(bytes) = batch.only() {
+            return self.write.try_write(&[io::IoSlice::new(bytes)]);
+        }
+        self.write_pieces(batch)
+    }
+
+    #[inline(never)]
+    fn write_pieces(&self, batch: &Batch) -> io::Result<usize> {
         let mut slices = [io::IoSlice::new(&[]); MAX_SLICES];
         let count = batch.slices(&mut slices);
         self.write.try_write(&slices[..count])

@@ -118,7 +118,11 @@ impl State {
 
     /// Takes the wakers of everyone for whom something has happened. Whatever queues or ends something must do this before
     /// the lock is given up: the machine says a thing once. What concerns the driver waits for it in `events`.
+    #[inline]
     pub(super) fn take_wakers(&mut self, wakers: &mut Vec<Waker>) {
+        if self.is_quiet() {
+            return;
+        }
         while self.news(wakers).is_some() {
             self.events.extend(self.proto.pop_event());
         }
@@ -128,8 +132,27 @@ impl State {
     pub(super) fn next_news(&mut self, wakers: &mut Vec<Waker>) -> Option<News> {
         match self.events.front() {
             Some(event) => Some(News::of(event)),
+            None if self.is_quiet() => None,
             None => self.news(wakers),
         }
+    }
+
+    /// Whether reading left nothing to be written, told or closed, and the timer where it may stay: the only limit that a read
+    /// can begin is that of a connection without calls.
+    #[inline]
+    pub(super) fn is_settled(&self) -> bool {
+        let in_time = || match (self.armed, self.proto.idle_until()) {
+            (Some(armed), Some(until)) => armed <= until,
+            (None, Some(_)) => false,
+            (_, None) => true,
+        };
+        self.is_quiet() && !self.retired && !self.proto.wants_transmit() && in_time()
+    }
+
+    /// Whether nothing has happened of which anybody would have to be told, as is usual.
+    #[inline]
+    fn is_quiet(&self) -> bool {
+        !self.proto.has_events() && self.slot_waiters.is_empty()
     }
 
     /// Takes the event that [`next_news`](Self::next_news) was about.
@@ -165,6 +188,11 @@ impl State {
             wakers.append(&mut self.slot_waiters);
         }
         None
+    }
+
+    /// Whether the connection is over, but for what was queued or sent before.
+    pub(super) fn is_closing(&self) -> bool {
+        self.proto.is_closed() || self.write_error.is_some()
     }
 
     pub(super) fn write_error(&self) -> Option<&Error> {

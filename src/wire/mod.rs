@@ -17,5 +17,5 @@ pub(crate) use close::{CloseReason, Refusal};
 pub(crate) use frame::{Flags, Frame, FrameCodec, FrameError, HEADER, Header, Kind, MAX_PAYLOAD, StreamId};
 pub(crate) use hello::Hello;
 pub(crate) use preface::{PREFACE, Speaks};
-pub(crate) use prefix::{Apart, LONG_PREFIX, encode_message, parse_prefix, put_prefix};
+pub(crate) use prefix::{Apart, LONG_PREFIX, encode_message, parse_prefix, put_prefix, put_short};
 pub(crate) use status::WireStatus;

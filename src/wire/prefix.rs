@@ -23,6 +23,19 @@ pub(crate) fn put_prefix(target: &mut BytesMut, message: usize) {
     }
 }
 
+/// Appends a message of at most 15 bytes, the first `len` of those given, behind its prefix. All are copied and the rest is cut
+/// off again: a known number of bytes is two moves.
+#[inline]
+pub(crate) fn put_short(target: &mut BytesMut, message: &[u8; 15], len: usize) {
+    let len = len.min(message.len());
+    let end = target.len() + 1 + len;
+    let mut whole = [0; 16];
+    whole[0] = len as u8;
+    whole[1..].copy_from_slice(message);
+    target.extend_from_slice(&whole);
+    target.truncate(end);
+}
+
 /// The length of the message at the front and of its prefix; `None` if the prefix is not all there.
 pub(crate) fn parse_prefix(bytes: &[u8]) -> Option<(usize, usize)> {
     match *bytes {

@@ -32,7 +32,7 @@ pub enum Event {
     Removed {
         /// Its service.
         service: String,
-        /// The instance as it was last.
+        /// The instance as it was last; of one that left, its status says why, if it told.
         endpoint: Arc<Endpoint>,
         /// Why.
         reason: Gone,

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +46,7 @@ pub(super) struct Node {
     state: Mutex<State>,
     events: broadcast::Sender<Event>,
     refused: Counters,
+    reopened: AtomicU64,
 }
 
 struct State {
@@ -86,6 +87,7 @@ impl Node {
             state: Mutex::new(state),
             events: broadcast::channel(MAX_EVENTS).0,
             refused: Counters::default(),
+            reopened: AtomicU64::new(0),
         }
     }
 
@@ -168,11 +170,22 @@ impl Node {
         self.refused.read()
     }
 
+    pub(super) fn reopened(&self) -> u64 {
+        self.reopened.load(Ordering::Relaxed)
+    }
+
+    /// The socket is opened again now.
+    pub(super) fn reopens(&self) {
+        self.reopened.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Nothing can be sent or heard.
     pub(super) fn trouble(&self, why: String) {
         let mut state = self.lock();
-        if state.problem.as_ref() != Some(&why) {
+        if state.problem.is_none() {
             tracing::warn!(why, "discovery by datagrams stands still, and is tried again");
+        } else {
+            tracing::debug!(why, "discovery by datagrams still stands still");
         }
         state.own.trouble(&why);
         state.problem = Some(why);

@@ -47,7 +47,8 @@ pub(super) struct Table {
     me: Sender,
     ignore_process: bool,
     memory: Duration,
-    services: BTreeMap<String, BTreeMap<String, Entry>>,
+    /// By service and id. Ids begin alike and are looked up with every datagram, so they are not kept in order.
+    services: BTreeMap<String, HashMap<String, Entry>>,
     len: usize,
     sources: HashMap<IpAddr, usize>,
     senders: HashMap<Sender, Heard>,
@@ -127,7 +128,12 @@ impl Table {
         let incarnation = datagram.instance.incarnation;
         let known = self.services.get_mut(&service).and_then(|entries| entries.get_mut(&id));
         if datagram.kind == Kind::Leave {
-            if known.is_some_and(|entry| entry.incarnation == incarnation) {
+            if let Some(entry) = known.filter(|entry| entry.incarnation == incarnation) {
+                // It says why, also to whoever has missed the word before it.
+                if entry.endpoint.status != datagram.instance.status {
+                    let status = datagram.instance.status;
+                    entry.endpoint = Arc::new(Endpoint { status, ..Endpoint::clone(&entry.endpoint) });
+                }
                 self.remove(&service, &id, Gone::Left, news);
             }
             return Ok(());
@@ -205,6 +211,7 @@ impl Table {
                 }
             }
         }
+        gone.sort_unstable();
         for (service, id) in gone {
             self.remove(&service, &id, Gone::Missed, news);
         }
@@ -214,7 +221,7 @@ impl Table {
 
     /// Begins the time of everybody anew, because this observer could not hear for a while.
     pub(super) fn forgive(&mut self, now: Instant) {
-        let entries = self.services.values_mut().flat_map(BTreeMap::values_mut);
+        let entries = self.services.values_mut().flat_map(HashMap::values_mut);
         self.look_at = entries
             .map(|entry| {
                 entry.heard = now;
@@ -230,7 +237,7 @@ impl Table {
 
     /// The instances of a service, in the order in which they came.
     pub(super) fn list(&self, service: &str) -> Vec<Arc<Endpoint>> {
-        let mut entries: Vec<&Entry> = self.services.get(service).into_iter().flat_map(BTreeMap::values).collect();
+        let mut entries: Vec<&Entry> = self.services.get(service).into_iter().flat_map(HashMap::values).collect();
         entries.sort_by_key(|entry| entry.arrival);
         entries.into_iter().map(|entry| Arc::clone(&entry.endpoint)).collect()
     }

@@ -326,6 +326,19 @@ fn under_a_key_forged_joins_and_leaves_change_nothing() {
     assert_eq!(world.ids(), ["one"]);
 }
 
+#[test]
+fn a_leave_notice_says_why() {
+    let mut world = World::new();
+    world.announce("one", 4000, 1001).unwrap();
+    let mut notice = leave("one", 1001, 5);
+    notice.instance.status = NodeStatus::now(NodeState::Down, Some("SIGTERM (15)"));
+    world.hear(notice).unwrap();
+    let Some(Event::Removed { endpoint, reason: Gone::Left, .. }) = world.news.last() else {
+        panic!("it has left: {:?}", world.news)
+    };
+    assert_eq!((endpoint.status.to_string().as_str(), endpoint.addr.port()), ("down: SIGTERM (15)", 4000));
+}
+
 /// One thing that may happen to the table.
 #[derive(Clone, Debug)]
 enum Step {
@@ -376,7 +389,7 @@ proptest! {
             let listed = world.table.list("service1").len();
             prop_assert_eq!((listed, known), (world.table.len, world.table.len as i64));
             prop_assert_eq!(world.table.sources.values().sum::<usize>(), listed);
-            let first = world.table.services.values().flat_map(BTreeMap::values).map(Entry::gone_at).min();
+            let first = world.table.services.values().flat_map(HashMap::values).map(Entry::gone_at).min();
             prop_assert!(first.is_none_or(|first| world.table.look_at().is_some_and(|at| at <= first)));
         }
         while let Some(at) = world.table.look_at() {

@@ -77,8 +77,8 @@ pub(super) struct Shared {
     pub(super) standing: watch::Sender<Standing>,
     /// First those that are listened on, then those that are joined.
     places: Mutex<Vec<Place>>,
-    /// Which place told this member's address, and what it is.
-    seen: Mutex<Option<(usize, IpAddr)>>,
+    /// Which place told this member's address, if it was one, and what it is.
+    seen: Mutex<Option<(Option<usize>, IpAddr)>>,
     pub(super) listening: watch::Sender<BTreeMap<usize, SocketAddr>>,
     pub(super) events: broadcast::Sender<Event>,
     /// There may be something to say.
@@ -218,13 +218,15 @@ impl Shared {
         self.set_place(place, Place::Fine);
     }
 
-    /// Somebody who was dialled says where this member is. What one place says stays until that one says otherwise; but an
-    /// address that others can reach is better than one of this machine alone.
-    pub(super) fn seen_as(&self, place: usize, address: IpAddr) {
+    /// Where this member is, as a place that is listened on or dialled says, or else as it was dialled itself. What one place
+    /// says stays until that one says otherwise; but an address that others can reach is better than one of this machine alone,
+    /// and only without the word of a place it counts how this member was dialled, by anybody, the first time.
+    pub(super) fn seen_as(&self, place: Option<usize>, address: IpAddr) {
         let mut seen = lock(&self.seen);
         let better = match *seen {
             None => true,
-            Some((by, before)) => by == place || before.is_loopback() && !address.is_loopback(),
+            Some((_, before)) if before.is_loopback() != address.is_loopback() => before.is_loopback(),
+            Some((by, _)) => place.is_some() && (by == place || by.is_none()),
         };
         if better {
             *seen = Some((place, address));
@@ -378,4 +380,35 @@ async fn run(shared: Arc<Shared>) {
         state.send_replace(RegistrationState::Left);
     }
     let _ = shared.events.send(Event::Closed);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::super::record::{Content, Details};
+    use super::*;
+
+    #[tokio::test]
+    async fn the_best_word_of_where_a_member_is_stays() {
+        let shared = Shared::new(Settings::new()).unwrap();
+        shared.with(|table, now| table.add(Content::of_details("role", Details::default()), now)).unwrap();
+        let known = || shared.peek(|table| table.find(|_| true)[0].details.address.map(|address| address.to_string()));
+        assert_eq!(known(), None);
+        for (by, address, then) in [
+            (None, "127.0.0.1", "127.0.0.1"),
+            // As other machines reach it is better than as this one does, whoever says so.
+            (None, "10.0.0.1", "10.0.0.1"),
+            (Some(0), "127.0.0.1", "10.0.0.1"),
+            // It has several addresses, and is dialled at any.
+            (None, "10.0.0.2", "10.0.0.1"),
+            (Some(0), "10.0.0.3", "10.0.0.3"),
+            (Some(1), "10.0.0.4", "10.0.0.3"),
+            (None, "10.0.0.4", "10.0.0.3"),
+            // The machine has another address by now.
+            (Some(0), "10.0.0.5", "10.0.0.5"),
+        ] {
+            shared.seen_as(by, address.parse().unwrap());
+            assert_eq!(known().as_deref(), Some(then), "after {by:?} said {address}");
+        }
+    }
 }

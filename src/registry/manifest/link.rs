@@ -33,6 +33,8 @@ pub(super) struct Origin {
     pub(super) side: Side,
     /// Where the other side is, if it is anywhere.
     pub(super) peer: Option<IpAddr>,
+    /// The address of this machine that the other side has dialled.
+    pub(super) own: Option<IpAddr>,
     /// Which of the places that are dialled it is.
     pub(super) place: Option<usize>,
     /// A right to be joining, of which there are not many.
@@ -174,7 +176,7 @@ where
         if let (Some(place), Some(peer), Some(seen)) = (origin.place, origin.peer, hello.seen) {
             // Only a loopback address can be where somebody on the same machine sees one.
             if is_callable(seen) && (peer.is_loopback() || !seen.is_loopback()) {
-                shared.seen_as(place, seen.to_canonical());
+                shared.seen_as(Some(place), seen.to_canonical());
             }
         }
         return Ok((up, Seals { mine: by_dialled, theirs: by_answered }));
@@ -196,6 +198,9 @@ where
     }
     put(write, &proofs.of(Side::Answered)).await?;
     let up = shared.with(|table, now| table.link_up(hello.owner, hello.birth, now)).map_err(unwanted)?;
+    if let Some(own) = origin.own.filter(|own| is_callable(*own)) {
+        shared.seen_as(None, own);
+    }
     Ok((up, Seals { mine: by_answered, theirs: by_dialled }))
 }
 

@@ -279,7 +279,7 @@ impl Manifest {
         let shared = Arc::clone(&self.core()?.0);
         let side = if dialled { Side::Dialled } else { Side::Answered };
         tokio::spawn(async move {
-            link::run(&shared, io, Origin { side, peer: None, place: None, permit: None }).await;
+            link::run(&shared, io, Origin { side, peer: None, own: None, place: None, permit: None }).await;
         });
         Ok(())
     }

@@ -58,7 +58,7 @@ pub(super) async fn listen(shared: Arc<Shared>, place: usize, address: String) {
                 if let Ok(local) = listener.local_addr() {
                     shared.listens(place, local);
                     if !local.ip().is_unspecified() {
-                        shared.seen_as(place, local.ip());
+                        shared.seen_as(Some(place), local.ip());
                     }
                 }
                 shared.set_place(place, Place::Fine);
@@ -88,7 +88,9 @@ async fn serve(shared: &Arc<Shared>, listener: &TcpListener) {
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
-            let origin = Origin { side: Side::Answered, peer: Some(peer.ip().to_canonical()), place: None, permit };
+            let own = stream.local_addr().ok().map(|own| own.ip().to_canonical());
+            let peer_ip = Some(peer.ip().to_canonical());
+            let origin = Origin { side: Side::Answered, peer: peer_ip, own, place: None, permit };
             if let End::Refused(why) = link::run(&shared, stream, origin).await {
                 tracing::debug!(%peer, why, "refused to join");
             }
@@ -98,7 +100,8 @@ async fn serve(shared: &Arc<Shared>, listener: &TcpListener) {
 
 /// Keeps a connection to one address for ever.
 pub(super) async fn dial(shared: Arc<Shared>, place: usize, address: String) {
-    let mut pauses = Pauses::new(PAUSES);
+    // Who was cut off shall not be missed for longer than who has died, once the way is free again.
+    let mut pauses = Pauses::new((PAUSES.0, PAUSES.1.min(shared.settings.lifetime)));
     loop {
         let end = match connect(&shared, &address).await {
             Ok((stream, peer)) => join(&shared, place, stream, peer).await,
@@ -126,7 +129,7 @@ pub(super) async fn dial(shared: Arc<Shared>, place: usize, address: String) {
 async fn join(shared: &Arc<Shared>, place: usize, stream: TcpStream, peer: SocketAddr) -> End {
     let _ = stream.set_nodelay(true);
     let peer = Some(peer.ip().to_canonical());
-    link::run(shared, stream, Origin { side: Side::Dialled, peer, place: Some(place), permit: None }).await
+    link::run(shared, stream, Origin { side: Side::Dialled, peer, own: None, place: Some(place), permit: None }).await
 }
 
 async fn connect(shared: &Shared, address: &str) -> Result<(TcpStream, SocketAddr), String> {

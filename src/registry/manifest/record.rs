@@ -59,8 +59,9 @@ impl FromStr for RecordId {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Details {
     /// Where it is reached; `None`, the default, means the member's own address, once that is known: what it listens on, or as
-    /// what the first member that it joined sees it. Until then others know the record but cannot call it; one that only
-    /// listens, on all addresses at once, never learns it.
+    /// what the first member that it joined sees it, or if it joins nobody and listens on all addresses at once, the one at which
+    /// it is joined first. An address that other machines reach is preferred to one of loopback. Until one is known others know
+    /// the record but cannot call it.
     pub address: Option<IpAddr>,
     /// The port that it is reached at; default 0, which means that it is not reached by picom's calls.
     pub port: u16,

@@ -80,18 +80,16 @@ impl Table {
             self.peer_speaks(link);
         }
         let mut behind = false;
-        let mut named = BTreeSet::new();
         for beat in beats {
-            if full {
-                named.insert(beat.0);
-            }
             behind |= self.beat(link, full, *beat, now);
         }
         if full {
+            let mut named: Vec<_> = beats.iter().map(|beat| beat.0).collect();
+            named.sort_unstable();
             let missing: Vec<_> = self
                 .owners
                 .iter()
-                .filter(|(id, owner)| owner.is_told() && !named.contains(id))
+                .filter(|(id, owner)| owner.is_told() && named.binary_search(id).is_err())
                 .map(|(id, _)| *id)
                 .collect();
             self.peer_told_all(link, missing);
@@ -120,6 +118,7 @@ impl Table {
             // Only from where its beats came: what comes another way would have brought a newer one.
             if owner.beat_from == Some(link) && (incarnation, beat) == (owner.incarnation, owner.beat) {
                 owner.unsure = Some(now);
+                self.unsure_at = Some(now);
                 owner.seen_by_link = self.links.get(&link).map_or(Duration::ZERO, |link| link.spoken);
             }
             return false;

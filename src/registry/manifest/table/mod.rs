@@ -59,8 +59,11 @@ pub(super) struct Table {
     /// For how long others have been speaking, and when they last did. Time in which nobody does proves nothing.
     listened_for: Duration,
     listened_at: Instant,
-    /// Of whom nothing can be known now, because somebody on the way has fallen silent.
+    /// Of whom nothing can be known now, because somebody on the way has fallen silent, and when that was last heard of any.
     unsure: BTreeSet<u64>,
+    unsure_at: Option<Instant>,
+    /// Before this time nobody can have been silent for too long, and nothing is old enough to be forgotten.
+    expire_at: Instant,
     beaten: Option<Instant>,
     /// Whether silence of all others can only mean that there are none: nobody is looked for.
     pub(super) rooted: bool,
@@ -93,6 +96,8 @@ impl Table {
             listened_for: Duration::ZERO,
             listened_at: now,
             unsure: BTreeSet::new(),
+            unsure_at: None,
+            expire_at: now,
             beaten: None,
             rooted: true,
             refusals: Refusals::default(),
@@ -242,8 +247,12 @@ impl Table {
     /// Finds those behind links that have fallen silent. Others are told, so that they do not take them for dead either.
     fn doubt(&mut self, now: Instant) {
         let silent = |link: &Link| now.duration_since(link.heard) > self.heartbeat * 5 / 4;
+        let is_recent = |at: Instant| now.duration_since(at) <= self.heartbeat / 2;
+        if !self.unsure_at.is_some_and(is_recent) && !self.links.values().any(silent) {
+            return self.unsure.clear();
+        }
         let is_unsure = |owner: &Owner| {
-            let told = owner.unsure.is_some_and(|at| now.duration_since(at) <= self.heartbeat / 2);
+            let told = owner.unsure.is_some_and(is_recent);
             told || owner.beat_from.and_then(|link| self.links.get(&link)).is_some_and(silent)
         };
         let owners = self.owners.iter().filter(|(_, owner)| !owner.is_gone() && is_unsure(owner));
@@ -251,11 +260,21 @@ impl Table {
     }
 
     fn expire(&mut self, now: Instant) {
+        if now < self.expire_at {
+            return;
+        }
+        // What is new from here on cannot be due sooner.
+        self.expire_at = now + self.lifetime.min(TOMBSTONE);
         let mut forgotten = Vec::new();
         let (mut dead, mut doubtful) = (Vec::new(), Vec::new());
         for (id, owner) in &mut self.owners {
-            owner.prune(now);
+            if let Some(at) = owner.prune(now) {
+                self.expire_at = self.expire_at.min(at);
+            }
             if let Life::Gone(since) = owner.life {
+                if owner.records.is_empty() {
+                    self.expire_at = self.expire_at.min(since + TOMBSTONE);
+                }
                 let is_over = owner.records.is_empty() && now.duration_since(since) >= TOMBSTONE;
                 if is_over && *id != self.me {
                     forgotten.push(*id);
@@ -276,6 +295,8 @@ impl Table {
             } else if owner.life == Life::Live && now.duration_since(owner.seen) >= self.lifetime {
                 doubtful.push(*id);
             }
+            // However silence is measured, it is no longer than it is by the clock.
+            self.expire_at = self.expire_at.min(owner.seen + self.lifetime);
         }
         forgotten.into_iter().for_each(|id| self.forget_owner(id));
         for id in dead {
@@ -358,7 +379,10 @@ impl Table {
     /// The owner has just been heard over this link.
     fn hear(&mut self, id: u64, beat: u64, link: u64, now: Instant) {
         self.count += 1;
-        let spoken = self.links.get(&link).map_or(Duration::ZERO, |link| link.spoken);
+        let spoken = self.links.get_mut(&link).map_or(Duration::ZERO, |link| {
+            link.echoes += 1;
+            link.spoken
+        });
         let Some(owner) = self.owners.get_mut(&id) else { return };
         (owner.beat, owner.doubted) = (beat, false);
         (owner.seen, owner.seen_by_all, owner.seen_by_link) = (now, self.listened_for, spoken);

@@ -135,10 +135,12 @@ impl Owner {
         self.floor = version;
     }
 
-    pub(super) fn prune(&mut self, now: Instant) {
+    /// Forgets what was freed long ago, and says when there is more of it.
+    pub(super) fn prune(&mut self, now: Instant) -> Option<Instant> {
         while self.freed.front().is_some_and(|(_, _, at)| now.duration_since(*at) >= TOMBSTONE) {
             self.exhume();
         }
+        self.freed.front().map(|(_, _, at)| *at + TOMBSTONE)
     }
 
     fn exhume(&mut self) {

@@ -41,8 +41,9 @@ pub(super) struct Link {
     digest_next: Instant,
     digest_at: Option<Instant>,
     pulse: bool,
-    /// Up to which count of the table beats were told.
+    /// Up to which count of the table beats were told, and how many since then were heard on this very link.
     beats: u64,
+    pub(super) echoes: u64,
     /// How many of the frees of persistent records were told.
     freed: u64,
     told_synced: bool,
@@ -93,6 +94,7 @@ impl Table {
             digest_at: None,
             pulse: false,
             beats: 0,
+            echoes: 0,
             freed: self.freed_count - self.freed.len() as u64,
             told_synced: false,
             written: (0, 0),
@@ -179,6 +181,7 @@ impl Table {
 
     /// The other side has this of an owner, or something else of which nothing is known.
     pub(super) fn peer_has(&mut self, link: u64, owner: u64, version: Option<(u64, u64)>) {
+        let newest = self.owners.get(&owner).map(|owner| (owner.incarnation, owner.version));
         let Some(link) = self.links.get_mut(&link) else { return };
         // Until it has named all whom it knows, it is told nothing.
         let Some(knows) = &mut link.knows else { return };
@@ -186,8 +189,11 @@ impl Table {
             Some(version) => knows.insert(owner, version),
             None => knows.remove(&owner),
         };
-        link.dirty.insert(owner);
-        self.news = true;
+        // Usually both sides know the same, and nobody is to be woken for that.
+        if newest.is_some_and(|newest| version.is_none_or(|version| version < newest)) {
+            link.dirty.insert(owner);
+            self.news = true;
+        }
     }
 
     /// The other side has just said this of an owner.
@@ -200,8 +206,10 @@ impl Table {
 
     /// The other side names all whom it knows.
     pub(super) fn peer_speaks(&mut self, link: u64) {
-        if let Some(link) = self.links.get_mut(&link) {
-            link.knows.get_or_insert_with(BTreeMap::new);
+        let Some(link) = self.links.get_mut(&link) else { return };
+        if link.knows.is_none() {
+            link.knows = Some(BTreeMap::new());
+            self.news = true;
         }
     }
 
@@ -209,11 +217,11 @@ impl Table {
     pub(super) fn peer_told_all(&mut self, link: u64, missing: Vec<u64>) {
         let Some(link) = self.links.get_mut(&link) else { return };
         let Some(knows) = &mut link.knows else { return };
+        self.news |= !missing.is_empty();
         for owner in missing {
             knows.remove(&owner);
             link.dirty.insert(owner);
         }
-        self.news = true;
     }
 
     /// The other side knows more: it says so when it learns what is known here. Once per heartbeat is often enough.
@@ -226,13 +234,13 @@ impl Table {
         }
     }
 
-    /// Beats are due on every link, and from time to time a comparison of everything.
+    /// Beats are due on every link where there are any, and from time to time a comparison of everything.
     pub(super) fn schedule(&mut self, now: Instant) {
         for link in self.links.values_mut() {
-            link.pulse = true;
+            link.pulse |= !self.unsure.is_empty() || self.count - link.beats > link.echoes;
             link.digest |= now >= link.digest_next;
+            self.news |= link.pulse || link.digest || now.duration_since(link.heard) > self.lifetime * 2;
         }
-        self.news = true;
     }
 
     /// What to say next on a link.
@@ -273,6 +281,7 @@ impl Table {
         }
         if std::mem::take(&mut link.pulse) {
             let told = std::mem::replace(&mut link.beats, self.count);
+            link.echoes = 0;
             let beat = |(of, owner): (&u64, &Owner)| {
                 if owner.beat_from == Some(id) || owner.is_gone() {
                     return None;
@@ -297,7 +306,7 @@ impl Table {
             let spread = Duration::from_millis(id % 8 * 100).min(self.heartbeat / 2);
             link.digest_next = now + self.heartbeat * BEATS_PER_DIGEST + spread;
             (link.digest, link.digest_at) = (false, Some(now));
-            (link.pulse, link.beats) = (false, self.count);
+            (link.pulse, link.beats, link.echoes) = (false, self.count, 0);
         }
         let told = self.owners.iter().filter(|(_, owner)| owner.life == Life::Remembered || owner.is_told());
         let beat = |(id, owner): (&u64, &Owner)| {
