@@ -2,7 +2,7 @@
 //!
 //! Owns the choice and everything that it rests on: calls under way, latency, reported load, and which endpoints are left
 //! alone for now. It must never connect, wait or read a clock: whoever asks says what time it is, so that all of it can be
-//! tested in virtual time. Look next at [`group`] for how one is chosen, and at [`p2c`] for the default policy.
+//! tested in virtual time. Look next at `group.rs` for how one is chosen, and at `p2c.rs` for the default policy.
 //!
 //! # Policies
 //!
