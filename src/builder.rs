@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use crate::balance::Balancer;
 use crate::node::Picom;
 use crate::options::{Concurrency, Options};
 use crate::registry::{self, Registry, RegistryError};
@@ -84,6 +85,30 @@ impl Builder {
 
     fn note(&mut self, problem: String) {
         self.problem.get_or_insert(problem);
+    }
+
+    /// How endpoints are chosen, for the calls of all clients of this node; the default is
+    /// [`PeakEwma`](crate::balance::PeakEwma). See [`balance`](crate::balance).
+    pub fn balance(mut self, policy: impl Balancer) -> Self {
+        self.options.balance = Arc::new(policy);
+        self
+    }
+
+    /// Where the node runs, such as the name of a data centre: what it exposes is registered with it, and
+    /// [`ZoneFirst`](crate::balance::ZoneFirst) prefers endpoints that were. The default is none.
+    pub fn zone(mut self, zone: impl Into<String>) -> Self {
+        self.options.zone = Some(zone.into());
+        self
+    }
+
+    /// The share of the calls that what it exposes should get, relative to other instances, as far as balancers look at it;
+    /// the default is 1, and 0 is not allowed.
+    pub fn weight(mut self, weight: u16) -> Self {
+        if weight == 0 {
+            self.note("weight: it must be 1 or more; `stop` keeps calls away".to_owned());
+        }
+        self.options.weight = weight;
+        self
     }
 
     /// How often a call is tried again, on other hosts as far as there are, where that is safe; the default is 3. There are never

@@ -322,6 +322,25 @@
 //! # }
 //! ```
 //!
+//! # Balancing
+//!
+//! Each attempt goes to the better of two random endpoints: that with the lower product of latency and calls under way. Those that
+//! fail are left alone for a while. [`balance`] has other policies, for a node, a client or a call, and shows how to write one.
+//!
+//! ```
+//! use picom::Picom;
+//! use picom::balance::{ConsistentHash, RoundRobin};
+//!
+//! # async fn f(service2: Picom) -> Result<(), picom::Status> {
+//! let cached: u64 = service2.fetch("service1", "visits", ()).balance(ConsistentHash).key("anna").await?;
+//! let in_turn: u64 = service2.fetch("service1", "visits", ()).balance(RoundRobin).await?;
+//! for state in service2.channel("service1").endpoints() {
+//!     println!("{}: {} calls under way, {:?}", state.endpoint.addr, state.outstanding, state.circuit);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Without calls
 //!
 //! [`boxcar`] balances the connections of any other TCP application between servers, with nothing but numbers. It needs no node and
@@ -394,6 +413,7 @@
 //!
 //! No feature changes how calls behave. picom needs Rust 1.85 and a tokio runtime.
 
+pub mod balance;
 mod body;
 pub mod boxcar;
 mod builder;

@@ -4,8 +4,10 @@
 //! [`Builder`](crate::Builder) for how users set them.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::balance::{Balancer, PeakEwma};
 use crate::proto;
 
 /// How often a call is tried again on other hosts after the first attempt, where that is safe.
@@ -89,6 +91,9 @@ pub(crate) struct Options {
     pub(crate) bind: IpAddr,
     pub(crate) advertise: Option<IpAddr>,
     pub(crate) started: bool,
+    pub(crate) balance: Arc<dyn Balancer>,
+    pub(crate) zone: Option<String>,
+    pub(crate) weight: u16,
     pub(crate) retries: u32,
     pub(crate) deadline: Option<Duration>,
     pub(crate) stream_idle: Option<Duration>,
@@ -101,8 +106,6 @@ pub(crate) struct Options {
     pub(crate) max_calls: u16,
     pub(crate) max_running: usize,
     pub(crate) concurrency: Concurrency,
-    /// Client: whether servers are asked how busy they are.
-    pub(crate) wants_load: bool,
     pub(crate) max_connection_age: Option<Duration>,
     pub(crate) max_assembly: usize,
     pub(crate) stream_window: u32,
@@ -122,6 +125,9 @@ impl Default for Options {
             bind: IpAddr::from([0, 0, 0, 0]),
             advertise: None,
             started: true,
+            balance: Arc::new(PeakEwma),
+            zone: None,
+            weight: 1,
             retries: RETRIES,
             deadline: Some(DEADLINE),
             stream_idle: Some(STREAM_IDLE),
@@ -134,7 +140,6 @@ impl Default for Options {
             max_calls: MAX_CALLS,
             max_running: MAX_RUNNING,
             concurrency: Concurrency::Adaptive,
-            wants_load: false,
             max_connection_age: None,
             max_assembly: MAX_ASSEMBLY,
             stream_window: STREAM_WINDOW,

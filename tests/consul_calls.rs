@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use picom::balance::RoundRobin;
 use picom::registry::{Consul, RegistrationState};
 use picom::{Bytes, Methods, Picom, args};
 use support::consul::Agent;
@@ -125,7 +126,7 @@ async fn three_processes_share_the_calls() {
     let setup = Setup::new(&agent, Duration::from_secs(3), journal.path());
     let processes = [Process::start(&setup).await, Process::start(&setup).await, Process::start(&setup).await];
     passing(&agent, 3).await;
-    let typed: WorkClient = client(&agent).client(SERVICE);
+    let typed: WorkClient = client(&agent).channel(SERVICE).balance(RoundRobin).client();
     let mut counts = std::collections::HashMap::new();
     for _ in 0..300 {
         *counts.entry(typed.who().await.unwrap()).or_insert(0) += 1;

@@ -9,6 +9,7 @@ mod support;
 
 use std::time::Duration;
 
+use picom::balance::RoundRobin;
 use picom::registry::Fixed;
 use picom::{Code, Execution, Picom};
 use support::consul::Agent;
@@ -39,7 +40,8 @@ async fn a_silent_peer_is_noticed_in_six_seconds_and_nothing_of_it_stays_open() 
 
     // Nothing but services is connected to, so that nothing else can be left open.
     let addresses = [&silent, &other].map(|process| process.addr.to_string());
-    let node = Picom::builder("caller").registry(Fixed::new([(SERVICE, addresses)])).build().unwrap();
+    let listed = Fixed::new([(SERVICE, addresses)]);
+    let node = Picom::builder("caller").registry(listed).balance(RoundRobin).build().unwrap();
     let typed: WorkClient = node.client(SERVICE);
     let reach = async |pid| eventually("both answer", async || typed.who().await.unwrap() == pid).await;
     reach(silent.pid()).await;

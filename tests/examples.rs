@@ -19,7 +19,8 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 /// The programs that this file runs; a test keeps it complete.
-const RUN: [&str; 13] = [
+const RUN: [&str; 14] = [
+    "balancing",
     "boxcar",
     "by_name",
     "context",
@@ -78,6 +79,17 @@ const TOUR: [&str; 7] = [
     "its error: divide(1, 0) = DivisionByZero",
     "service1 has left",
 ];
+
+#[tokio::test]
+async fn balancing_keeps_away_from_the_slow_one() {
+    let output = succeeds(&mut example("balancing")).await;
+    says(&output, &["round robin: [20, 20, 20]", "anna belongs to ", ": Closed, Some("]);
+    let shares = output.split("peak EWMA:   ").nth(1).and_then(|rest| rest.lines().next()).expect("its shares");
+    let least: usize = shares.trim_matches(['[', ']']).split(", ").map(|share| share.parse().unwrap()).min().unwrap();
+    assert!(least < 10, "the slow one of three got {least} of 60 calls: {output}");
+    let owners: Vec<_> = output.lines().filter(|line| line.starts_with("anna")).collect();
+    assert!(owners.len() == 2 && owners[0] == owners[1], "{output}");
+}
 
 #[tokio::test]
 async fn quickstart_needs_nothing() {

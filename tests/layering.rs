@@ -18,7 +18,7 @@ enum Sees {
 use Sees::{NotThese, Only};
 
 /// Each room, what it sees, and whether it may name tokio.
-const ROOMS: [(&str, Sees, bool); 17] = [
+const ROOMS: [(&str, Sees, bool); 18] = [
     ("metadata", Only(&[]), false),
     ("status", Only(&[]), false),
     ("state", Only(&[]), false),
@@ -32,6 +32,7 @@ const ROOMS: [(&str, Sees, bool); 17] = [
     ("context", Only(&["metadata"]), true),
     ("registry", NotThese(&["builder", "client", "node", "proto", "server", "transport", "wire"]), true),
     ("sentinel", Only(&[]), true),
+    ("balance", Only(&["registry"]), false),
     ("boxcar", Only(&[]), true),
     ("server", NotThese(&["builder", "client", "node", "registry"]), true),
     ("client", NotThese(&["builder", "node", "server"]), true),

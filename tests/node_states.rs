@@ -8,6 +8,7 @@ mod support;
 use std::time::Duration;
 
 use futures::FutureExt;
+use picom::balance::RoundRobin;
 use picom::registry::{Memory, Registry};
 use picom::{Code, Execution, MAX_REASON, Methods, NodeState, Picom, Signal, Status};
 use support::nodes::{SERVICE, builder};
@@ -115,7 +116,7 @@ async fn a_node_that_is_not_started_is_found_but_not_called() {
     assert_eq!(late.state().state, NodeState::Up);
     let watch = registry.watch(SERVICE);
     assert_eq!((watch.current().endpoints.len(), watch.current().usable().len()), (1, 0));
-    let caller = builder("caller", &registry).build().unwrap();
+    let caller = builder("caller", &registry).balance(RoundRobin).build().unwrap();
     let waiting = ask(&caller);
     futures::pin_mut!(waiting);
     assert!(waiting.as_mut().now_or_never().is_none(), "a first call waits for it");
@@ -127,7 +128,8 @@ async fn a_node_that_is_not_started_is_found_but_not_called() {
 async fn a_stopped_node_is_not_called_and_the_last_one_that_stops_says_why() {
     let registry = Memory::new();
     let (one, two) = (node(&registry, "one").await, node(&registry, "two").await);
-    let caller = builder("caller", &registry).resolve_wait(Duration::from_millis(100)).build().unwrap();
+    let caller =
+        builder("caller", &registry).balance(RoundRobin).resolve_wait(Duration::from_millis(100)).build().unwrap();
     assert_eq!(answers(&caller).await, ["one", "two"]);
     one.stop("disk full").unwrap();
     assert_eq!(answers(&caller).await, ["two"], "from the moment on that `stop` returns");
@@ -145,7 +147,7 @@ async fn a_stopped_node_serves_what_reaches_it() {
     let registry = Memory::new();
     let stopped = builder(SERVICE, &registry).build().unwrap();
     let addr = stopped.expose(who("stopped")).await.unwrap().local_addr();
-    let caller = builder("caller", &registry).build().unwrap();
+    let caller = builder("caller", &registry).balance(RoundRobin).build().unwrap();
     stopped.stop("maintenance").unwrap();
     assert_eq!(caller.fetch::<String>(SERVICE, "who", ()).on(addr).await.unwrap(), "stopped");
 }
@@ -154,7 +156,7 @@ async fn a_stopped_node_serves_what_reaches_it() {
 async fn busy_nodes_are_called_only_when_none_is_running() {
     let registry = Memory::new();
     let (one, two) = (node(&registry, "one").await, node(&registry, "two").await);
-    let caller = builder("caller", &registry).build().unwrap();
+    let caller = builder("caller", &registry).balance(RoundRobin).build().unwrap();
     one.doing("a backup").unwrap();
     assert_eq!(answers(&caller).await, ["two"]);
     two.doing("a backup too").unwrap();
@@ -277,7 +279,7 @@ mod consul {
     async fn a_stopped_node_is_critical_with_its_note_and_is_not_called_until_it_starts() {
         let Some(agent) = Agent::start().await else { return };
         let (one, two) = (node(&agent, "one").await, node(&agent, "two").await);
-        let caller = Picom::builder("caller").registry(at(&agent)).build().unwrap();
+        let caller = Picom::builder("caller").registry(at(&agent)).balance(RoundRobin).build().unwrap();
         eventually("both are called", async || answers(&caller).await == ["one", "two"]).await;
         one.stop("disk full").unwrap();
         let mut watch = at(&agent).watch(SERVICE);
@@ -309,7 +311,7 @@ mod consul {
             let seen = until(&mut watch, reason, |e| e.endpoints[0].status == busy.state()).await;
             assert_eq!((seen.endpoints[0].tier, seen.usable().len()), (Tier::Healthy, 1), "{seen:?}");
         }
-        let caller = Picom::builder("caller").registry(at(&agent)).build().unwrap();
+        let caller = Picom::builder("caller").registry(at(&agent)).balance(RoundRobin).build().unwrap();
         assert_eq!(answers(&caller).await, ["busy"], "where none is running");
         let _other = node(&agent, "running").await;
         eventually("the running one is preferred", async || answers(&caller).await == ["running"]).await;

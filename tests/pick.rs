@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
+use picom::balance::RoundRobin;
 use picom::registry::{Endpoint, Endpoints, Freshness, Instance, Memory, Registration, Registry, RegistryError, Watch};
 use picom::{CancellationToken, Code, NodeState, Picom};
 use support::instance;
@@ -29,7 +30,8 @@ async fn what_is_known_is_picked_at_once_and_each_in_turn() {
     let _one = registry.register(given.clone()).await.unwrap();
     let _two = registry.register(instance("mongo", "two", 4001)).await.unwrap();
     let node = node(&registry);
-    let pick = || node.pick("mongo").into_future().now_or_never().expect("without waiting").unwrap();
+    let pick =
+        || node.pick("mongo").balance(RoundRobin).into_future().now_or_never().expect("without waiting").unwrap();
     let picked: BTreeSet<_> = (0..2).map(|_| pick().id.clone()).collect();
     assert_eq!(picked, BTreeSet::from(["one".to_owned(), "two".to_owned()]));
     let one = [pick(), pick()].into_iter().find(|endpoint| endpoint.id == "one").unwrap();

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::stream;
+use picom::balance::RoundRobin;
 use picom::registry::Fixed;
 use picom::{Builder, Bytes, Code, Context, Execution, Methods, Picom, Status, Streaming};
 use support::nodes::{Pair, SERVICE, pair};
@@ -68,7 +69,8 @@ fn caller(endpoints: &[SocketAddr]) -> Picom {
 
 fn caller_with(endpoints: &[SocketAddr], options: impl FnOnce(Builder) -> Builder) -> Picom {
     let registry = Fixed::new([(SERVICE, endpoints.iter().map(ToString::to_string).collect::<Vec<_>>())]);
-    options(Picom::builder("caller").registry(registry)).build().unwrap()
+    // In turn, so that each test soon meets the endpoint that it is about.
+    options(Picom::builder("caller").registry(registry).balance(RoundRobin)).build().unwrap()
 }
 
 /// A scripted server that shakes hands and then gets every call.

@@ -14,16 +14,18 @@ use tokio::time::Instant;
 use super::args::Arguments;
 use super::body::Body;
 use super::call::Method;
-use super::pool::Pool;
+use super::pool::{Pool, Preference};
 use super::retry::{self, Class};
 use super::stream::{Asked, Attempt};
 use super::target::Target;
+use super::ticket::Ticket;
+use crate::balance::Member;
 use crate::body::{BodyError, BodyReader};
 use crate::metadata::Metadata;
 use crate::options::MAX_ATTEMPTS;
 use crate::proto::{Error, Failure, Open, OpenError};
 use crate::service;
-use crate::status::{Execution, Status};
+use crate::status::{Code, Execution, Status};
 use crate::transport::link::Link;
 use crate::wire::head::MAX_NAME;
 use crate::wire::{Refusal, StreamId};
@@ -36,6 +38,7 @@ pub(super) struct Settled {
     pub(super) metadata: Option<Box<Metadata>>,
     pub(super) idempotent: bool,
     pub(super) on: Option<Box<SocketAddr>>,
+    pub(super) preference: Option<Box<Preference>>,
     pub(super) max_attempts: u32,
     /// Attempts that a call which never ran may have, if that is more: see [`super::call`].
     pub(super) max_failovers: u32,
@@ -52,8 +55,8 @@ pub struct Attempts<A> {
     settled: Settled,
     started: Instant,
     /// Where the next attempt goes, if that is known already.
-    chosen: Option<Arc<Target>>,
-    tried: Vec<Arc<Target>>,
+    chosen: Option<Ticket>,
+    tried: Vec<Arc<Member>>,
     count: u32,
 }
 
@@ -106,16 +109,17 @@ impl<A: Arguments> Attempts<A> {
         if self.pool.throttle.is_armed() {
             return None;
         }
-        let target = self.pool.choose_now()?;
-        let Some(link) = target.connected() else {
+        let mut ticket = self.pool.choose_now(self.settled.preference.as_deref(), now)?;
+        let Some(link) = ticket.target().connected() else {
             // Its turn must not be passed over because it is not connected yet.
-            self.chosen = Some(target);
+            self.chosen = Some(ticket);
             return None;
         };
         let id = link.open(self.head(0), now.into_std(), Some(cx.waker()), |out| self.args.encode(out)).ok()?;
         self.count = 1;
+        ticket.sent(now);
         self.pump(&link, id);
-        Some(Asked::new(link, id, target))
+        Some(Asked::new(link, id, ticket))
     }
 
     fn pump(&self, link: &Arc<Link>, id: StreamId) {
@@ -145,29 +149,33 @@ impl<A: Arguments> Attempts<A> {
             if self.pool.throttle.is_armed() {
                 self.pool.throttle.admit(Instant::now()).map_err(|status| self.failed(None, status))?;
             }
-            let target = self.target().await?;
+            let mut ticket = self.choose().await?;
             self.count += 1;
-            let link = match self.connect(&target).await {
+            let link = match self.connect(ticket.target()).await {
                 Ok(link) => link,
                 Err(status) => {
+                    ticket.unreachable();
+                    let target = Arc::clone(ticket.target());
+                    drop(ticket);
                     self.go_on(&target, Class::NeverSent, status, None).await?;
                     continue;
                 }
             };
-            if let Some(attempt) = self.open(target, link).await? {
+            if let Some(attempt) = self.open(ticket, link).await? {
                 return Ok(attempt);
             }
         }
     }
 
-    async fn target(&mut self) -> Result<Arc<Target>, Failed> {
+    async fn choose(&mut self) -> Result<Ticket, Failed> {
         if let Some(addr) = &self.settled.on {
             return Ok(self.pool.at(**addr));
         }
-        if let Some(target) = self.chosen.take() {
-            return Ok(target);
+        if let Some(ticket) = self.chosen.take() {
+            return Ok(ticket);
         }
-        let picked = self.pool.pick(&self.tried, self.settled.deadline).await;
+        let preference = self.settled.preference.as_deref();
+        let picked = self.pool.pick(preference, &self.tried, self.settled.deadline).await;
         picked.map_err(|status| self.failed(None, status))
     }
 
@@ -186,7 +194,7 @@ impl<A: Arguments> Attempts<A> {
     }
 
     /// Opens the call; `None` means: go on with another attempt.
-    async fn open(&mut self, mut target: Arc<Target>, mut link: Arc<Link>) -> Result<Option<Attempt>, Failed> {
+    async fn open(&mut self, mut ticket: Ticket, mut link: Arc<Link>) -> Result<Option<Attempt>, Failed> {
         let mut waited = false;
         loop {
             if self.has_deadline_passed() {
@@ -195,13 +203,15 @@ impl<A: Arguments> Attempts<A> {
                 } else {
                     "the deadline passed before the call was sent"
                 });
-                return Err(self.failed(Some(&target), status.with_execution(Execution::Never)));
+                return Err(self.failed(Some(ticket.target()), status.with_execution(Execution::Never)));
             }
             let head = self.head(u8::try_from(self.count - 1).unwrap_or(u8::MAX));
-            let error = match link.open(head, Instant::now().into_std(), None, |out| self.args.encode(out)) {
+            let now = Instant::now();
+            let error = match link.open(head, now.into_std(), None, |out| self.args.encode(out)) {
                 Ok(id) => {
+                    ticket.sent(now);
                     self.pump(&link, id);
-                    return Ok(Some(Attempt::new(BodyReader::new(link, id, self.settled.max_response), target)));
+                    return Ok(Some(Attempt::new(BodyReader::new(link, id, self.settled.max_response), ticket)));
                 }
                 Err(error) => error,
             };
@@ -216,13 +226,15 @@ impl<A: Arguments> Attempts<A> {
                 )),
                 OpenError::Draining | OpenError::Closed => {
                     let status = Status::unavailable("the connection closed before the call left");
+                    let target = Arc::clone(ticket.target());
+                    drop(ticket);
                     self.go_on(&target, Class::NeverSent, status, None).await?;
                     return Ok(None);
                 }
                 OpenError::Full => {
                     let elsewhere = if self.settled.on.is_none() { self.pool.with_room() } else { None };
                     if let Some(other) = elsewhere {
-                        (target, link) = other;
+                        (ticket, link) = other;
                         continue;
                     }
                     waited = true;
@@ -233,7 +245,7 @@ impl<A: Arguments> Attempts<A> {
                     continue;
                 }
             };
-            return Err(self.failed(Some(&target), status.with_execution(Execution::Never)));
+            return Err(self.failed(Some(ticket.target()), status.with_execution(Execution::Never)));
         }
     }
 
@@ -242,8 +254,11 @@ impl<A: Arguments> Attempts<A> {
     }
 
     /// Decides what a failed attempt means: `Ok` to start another, or the error of the call.
-    pub(super) async fn after(&mut self, attempt: Attempt, error: BodyError) -> Result<(), Failed> {
+    pub(super) async fn after(&mut self, mut attempt: Attempt, error: BodyError) -> Result<(), Failed> {
         let target = Arc::clone(attempt.target());
+        if let BodyError::Failed(failure) = &error {
+            self.note(&mut attempt, failure);
+        }
         drop(attempt);
         let failure = match error {
             BodyError::Failed(failure) => failure,
@@ -268,13 +283,6 @@ impl<A: Arguments> Attempts<A> {
             Failure::Refused { retry_after, .. } => *retry_after,
             _ => None,
         };
-        if matches!(failure, Failure::Refused { reason, .. } if reason != Refusal::MethodBusy) {
-            target.refused(asked);
-        }
-        if matches!(failure, Failure::Lost { .. }) {
-            target.failed();
-            self.pool.refresh();
-        }
         if let Failure::Refused { reason: Refusal::Busy, .. } = failure {
             let now = Instant::now();
             if let Some(overloaded) = self.pool.throttle.refused(now, || self.pool.budget.recent(now)) {
@@ -289,6 +297,27 @@ impl<A: Arguments> Attempts<A> {
             return Err(Failed { status, application });
         }
         self.go_on(&target, class, status, asked).await
+    }
+
+    /// Tells balancing what a failure says of the endpoint. Whatever the application says speaks for it, except that it is
+    /// unavailable: whoever says only that, at once, must not seem to be the fastest of all.
+    fn note(&self, attempt: &mut Attempt, failure: &Failure) {
+        match failure {
+            // One full method says nothing of the others.
+            Failure::Refused { reason: Refusal::MethodBusy, .. } => attempt.ticket().declined(),
+            Failure::Refused { retry_after, .. } => attempt.ticket().refused(*retry_after),
+            Failure::Lost { .. } => {
+                attempt.target().lost(attempt.link());
+                attempt.ticket().unreachable();
+                self.pool.refresh();
+            }
+            Failure::Deadline { sent: true, answered: false } => attempt.ticket().failed(),
+            Failure::Status { status, answered: false } if status.code == Code::Unavailable.number() && !status.app => {
+                attempt.ticket().failed();
+            }
+            Failure::Status { .. } => attempt.ticket().answered(),
+            Failure::Deadline { .. } | Failure::Idle { .. } | Failure::NotAccepted | Failure::Truncated => {}
+        }
     }
 
     /// Waits for the next attempt if there may be one; otherwise the error of the call.
@@ -319,8 +348,8 @@ impl<A: Arguments> Attempts<A> {
                 format!("{}; not tried again, because the retry budget of the service is used up", status.message());
             return Err(self.failed(Some(target), status.with_message(text)));
         }
-        if !self.tried.iter().any(|tried| Arc::ptr_eq(tried, target)) {
-            self.tried.push(Arc::clone(target));
+        if !self.tried.iter().any(|tried| Arc::ptr_eq(tried, target.member())) {
+            self.tried.push(Arc::clone(target.member()));
         }
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;

@@ -20,9 +20,10 @@ use tokio::time::Instant;
 use super::args::Arguments;
 use super::attempts::{Attempts, Settled};
 use super::body::{Body, IntoBody};
-use super::pool::Pool;
+use super::pool::{Pool, Preference};
 use super::response::{All, First, Response, WithInfo};
 use super::stream::{Answer, Asked, Attempt};
+use crate::balance::{self, Balancer};
 use crate::context::Context;
 use crate::descriptor::MethodDescriptor;
 use crate::metadata::Metadata;
@@ -87,6 +88,7 @@ struct Chosen {
     idle: Option<Duration>,
     metadata: Metadata,
     on: Option<SocketAddr>,
+    preference: Option<Box<Preference>>,
     retries: Option<u32>,
     idempotent: bool,
     collect_limit: Option<usize>,
@@ -100,6 +102,7 @@ static NOTHING: Chosen = Chosen {
     idle: None,
     metadata: Metadata::new(),
     on: None,
+    preference: None,
     retries: None,
     idempotent: false,
     collect_limit: None,
@@ -115,8 +118,16 @@ impl Chosen {
 }
 
 impl<A, R> Call<A, R> {
-    pub(super) fn new(pool: Arc<Pool>, method: Method, args: A) -> Self {
-        Self { pool, method, args, body: None, chosen: None, response: PhantomData }
+    pub(super) fn new(pool: Arc<Pool>, policy: Option<Arc<dyn Balancer>>, method: Method, args: A) -> Self {
+        let mut call = Self { pool, method, args, body: None, chosen: None, response: PhantomData };
+        if policy.is_some() {
+            call.prefer().policy = policy;
+        }
+        call
+    }
+
+    fn prefer(&mut self) -> &mut Preference {
+        self.choose().preference.get_or_insert_default()
     }
 
     fn choose(&mut self) -> &mut Chosen {
@@ -163,6 +174,20 @@ impl<A, R> Call<A, R> {
     /// Calls this endpoint and no other.
     pub fn on(mut self, endpoint: impl Into<SocketAddr>) -> Self {
         self.choose().on = Some(endpoint.into());
+        self
+    }
+
+    /// Chooses endpoints by this policy instead of the client's or the node's.
+    pub fn balance(mut self, policy: impl Balancer) -> Self {
+        self.pool.identity.ask_for_load(&policy);
+        self.prefer().policy = Some(Arc::new(policy));
+        self
+    }
+
+    /// What calls that belong together share, such as the id of a user: [`ConsistentHash`](crate::balance::ConsistentHash) sends
+    /// them to the same endpoint. Other policies do not look at it. It is not sent.
+    pub fn key(mut self, key: impl AsRef<[u8]>) -> Self {
+        self.prefer().key = Some(balance::key(key.as_ref()));
         self
     }
 
@@ -243,6 +268,7 @@ impl<A: Arguments, R: Response> Call<A, R> {
             metadata: None,
             idempotent: own.idempotent || described.is_some_and(|method| method.idempotent),
             on: own.on.map(Box::new),
+            preference: None,
             max_attempts: if chained { 1 } else { retries.saturating_add(1) },
             max_failovers: if chained { 2.min(retries.saturating_add(1)) } else { retries.saturating_add(1) },
             max_response: described.and_then(|method| method.max_response).unwrap_or(options.max_message),
@@ -258,6 +284,7 @@ impl<A: Arguments, R: Response> Call<A, R> {
                 }
             }
             settled.metadata = (!chosen.metadata.is_empty()).then(|| Box::new(chosen.metadata));
+            settled.preference = chosen.preference;
             problem = chosen.problem;
         }
         (Attempts::new(pool, method, args, body, settled, now), limit, problem)

@@ -5,7 +5,6 @@
 
 pub(crate) mod args;
 mod attempts;
-mod balance;
 mod body;
 pub(crate) mod call;
 mod pick;
@@ -15,6 +14,7 @@ mod retry;
 mod stream;
 mod target;
 mod throttle;
+mod ticket;
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,6 +28,7 @@ pub use pick::Pick;
 pub(crate) use pool::{Identity, Pool};
 pub use response::{All, First, Items, Response, Unary, WithInfo};
 
+use crate::balance::{Balancer, EndpointState};
 use crate::descriptor::{MethodDescriptor, ServiceDescriptor};
 use call::Method;
 
@@ -35,16 +36,36 @@ use call::Method;
 #[derive(Clone)]
 pub struct Channel {
     pool: Arc<Pool>,
+    policy: Option<Arc<dyn Balancer>>,
 }
 
 impl Channel {
     pub(crate) fn new(pool: Arc<Pool>) -> Self {
-        Self { pool }
+        Self { pool, policy: None }
     }
 
     /// The service that it calls.
     pub fn service(&self) -> &str {
         self.pool.service()
+    }
+
+    /// Calls through this channel, and through clients made from it, choose endpoints by this policy instead of the node's.
+    #[must_use]
+    pub fn balance(mut self, policy: impl Balancer) -> Self {
+        self.pool.identity.ask_for_load(&policy);
+        self.policy = Some(Arc::new(policy));
+        self
+    }
+
+    /// A typed client that calls through this channel.
+    pub fn client<C: TypedClient>(&self) -> C {
+        C::from_channel(self.clone())
+    }
+
+    /// What this node knows of each usable endpoint of the service now, in the order of their addresses. Empty until the
+    /// registry has answered; asks it if nobody has so far, which needs a runtime.
+    pub fn endpoints(&self) -> Vec<EndpointState> {
+        self.pool.states()
     }
 
     /// A call of a described method.
@@ -53,15 +74,15 @@ impl Channel {
         method: &'static MethodDescriptor,
         args: A,
     ) -> Call<A, R> {
-        Call::new(Arc::clone(&self.pool), Method::Described(method), args)
+        Call::new(Arc::clone(&self.pool), self.policy.clone(), Method::Described(method), args)
     }
 
     pub(crate) fn pick(&self) -> Pick {
-        Pick::new(Arc::clone(&self.pool))
+        Pick::new(Arc::clone(&self.pool), self.policy.clone())
     }
 
     pub(crate) fn call_by_name<A: Arguments, R: Response>(&self, method: &str, args: A) -> Call<A, R> {
-        Call::new(Arc::clone(&self.pool), Method::Named(method.into()), args)
+        Call::new(Arc::clone(&self.pool), self.policy.clone(), Method::Named(method.into()), args)
     }
 }
 

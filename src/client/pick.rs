@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::call::at;
-use super::pool::Pool;
+use super::pool::{Pool, Preference};
+use crate::balance::{self, Balancer};
 use crate::registry::Endpoint;
 use crate::status::{Execution, Status};
 
@@ -20,13 +21,26 @@ use crate::status::{Execution, Status};
 #[must_use = "a pick does nothing until it is awaited"]
 pub struct Pick {
     pool: Arc<Pool>,
+    preference: Preference,
     timeout: Option<Duration>,
     token: Option<CancellationToken>,
 }
 
 impl Pick {
-    pub(crate) const fn new(pool: Arc<Pool>) -> Self {
-        Self { pool, timeout: None, token: None }
+    pub(super) const fn new(pool: Arc<Pool>, policy: Option<Arc<dyn Balancer>>) -> Self {
+        Self { pool, preference: Preference { policy, key: None }, timeout: None, token: None }
+    }
+
+    /// Picks by this policy instead of the node's.
+    pub fn balance(mut self, policy: impl Balancer) -> Self {
+        self.preference.policy = Some(Arc::new(policy));
+        self
+    }
+
+    /// What picks that belong together share; see [`Call::key`](crate::Call::key).
+    pub fn key(mut self, key: impl AsRef<[u8]>) -> Self {
+        self.preference.key = Some(balance::key(key.as_ref()));
+        self
     }
 
     /// How long to wait, counted from when it is awaited; the default is the node's `pick_wait`, 5 minutes. Zero does not
@@ -56,7 +70,7 @@ impl Pick {
                 let text = format!("the pick of an instance of `{}` was cancelled", self.pool.service());
                 Err(Status::cancelled(text).with_execution(Execution::Never))
             }
-            picked = self.pool.pick_endpoint(at(Instant::now(), limit)) => picked?.map_err(|why| {
+            picked = self.pool.pick_endpoint(Some(&self.preference), at(Instant::now(), limit)) => picked?.map_err(|why| {
                 let text = format!("picked no instance of `{}` within {limit:?}: {why}", self.pool.service());
                 Status::deadline_exceeded(text).with_execution(Execution::Never)
             }),

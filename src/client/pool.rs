@@ -3,18 +3,20 @@
 //! Owns the watch of the service, the targets and the waiting for a first one. It must never make a call. Look next at
 //! [`super::attempts`], which asks for targets, and [`super::balance`], which chooses.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::balance::{Balance, RoundRobin};
 use super::call::at;
 use super::retry::Budget;
 use super::target::Target;
 use super::throttle::Throttle;
+use super::ticket::Ticket;
+use crate::balance::{Balancer, Choice, EndpointState, Fleet, Group, Member, Request, Seat};
 use crate::options::Options;
 use crate::registry::{Endpoint, Endpoints, Freshness, Registry, RegistryError, Watch};
 use crate::state::NodeState;
@@ -28,6 +30,35 @@ pub(crate) struct Identity {
     pub(crate) node: Arc<str>,
     pub(crate) incarnation: u64,
     pub(crate) options: Options,
+    wants_load: AtomicBool,
+}
+
+impl Identity {
+    pub(crate) fn new(service: Arc<str>, node: Arc<str>, incarnation: u64, options: Options) -> Self {
+        let wants_load = AtomicBool::new(options.balance.wants_load());
+        Self { service, node, incarnation, options, wants_load }
+    }
+
+    /// Lets connections that are made from now on ask servers for their load, if a policy wants that.
+    pub(super) fn ask_for_load(&self, policy: &impl Balancer) {
+        if policy.wants_load() {
+            self.wants_load.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether servers are asked how busy they are.
+    pub(super) fn wants_load(&self) -> bool {
+        self.wants_load.load(Ordering::Relaxed)
+    }
+}
+
+/// How one call, or one client, wants endpoints to be chosen.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Preference {
+    /// Another policy than the node's.
+    pub(super) policy: Option<Arc<dyn Balancer>>,
+    /// The hash of what calls that belong together share.
+    pub(super) key: Option<u64>,
 }
 
 /// Most endpoints outside the registry's list whose connections are kept.
@@ -43,7 +74,6 @@ pub(crate) struct Pool {
     /// With when it began, which is with the first call.
     watch: OnceLock<(Watch, Instant)>,
     set: RwLock<Set>,
-    balance: Box<dyn Balance>,
     /// Where calls were tied to that the registry does not list, the newest last.
     unlisted: Mutex<VecDeque<Arc<Target>>>,
 }
@@ -52,14 +82,33 @@ pub(crate) struct Pool {
 #[derive(Debug)]
 pub(super) struct Set {
     snapshot: Arc<Endpoints>,
+    /// The view that has seen the snapshot; none before the first.
+    view: Option<Watch>,
     usable: Vec<Arc<Target>>,
+    /// The same endpoints, in the same order, as balancing knows them.
+    group: Group,
+    /// What balancing knows of every endpoint that is listed, also of those that are not usable now.
+    members: Members,
     /// Since when there has been nothing usable.
     empty_since: Instant,
 }
 
+/// By what makes an endpoint the same one.
+type Members = HashMap<(SocketAddr, Option<u64>), Arc<Member>>;
+
 impl Pool {
     pub(crate) fn new(identity: Identity, registry: Result<Arc<dyn Registry>, RegistryError>) -> Self {
-        let nothing = Set { snapshot: Arc::new(Endpoints::unknown()), usable: Vec::new(), empty_since: Instant::now() };
+        let now = Instant::now();
+        let fleet = Arc::new(Fleet::new(now.into_std()));
+        let group = Group::new(Vec::new(), fleet, identity.incarnation, now.into_std());
+        let nothing = Set {
+            snapshot: Arc::new(Endpoints::unknown()),
+            view: None,
+            usable: Vec::new(),
+            group,
+            members: HashMap::new(),
+            empty_since: now,
+        };
         Self {
             identity: Arc::new(identity),
             budget: Budget::new(),
@@ -67,7 +116,6 @@ impl Pool {
             registry,
             watch: OnceLock::new(),
             set: RwLock::new(nothing),
-            balance: Box::new(RoundRobin::new()),
             unlisted: Mutex::default(),
         }
     }
@@ -98,32 +146,39 @@ impl Pool {
 
     /// Looks at the targets of the newest snapshot. `look` must not come back here.
     fn look<T>(&self, look: impl FnOnce(&Set) -> T) -> T {
-        let watch = self.watch();
         {
             let set = self.set.read().unwrap_or_else(PoisonError::into_inner);
-            if watch.is_current(&set.snapshot) {
+            if set.view.as_ref().is_some_and(|view| view.has_seen(&set.snapshot)) {
                 return look(&set);
             }
         }
+        let watch = self.watch();
         let mut set = self.set.write().unwrap_or_else(PoisonError::into_inner);
+        let mut view = set.view.take().unwrap_or_else(|| watch.clone());
         // Asked for here, or one who was held up on the way would bring back an older list.
-        let snapshot = watch.current();
+        let snapshot = view.see();
         if !Arc::ptr_eq(&set.snapshot, &snapshot) {
-            *set = set.renewed(snapshot);
+            *set = set.renewed(snapshot, self.identity.incarnation);
         }
+        set.view = Some(view);
         look(&set)
     }
 
     /// Chooses a target for a first attempt, if there is one now.
-    pub(super) fn choose_now(&self) -> Option<Arc<Target>> {
-        self.look(|set| self.choose(set, &[]).cloned())
+    pub(super) fn choose_now(&self, preference: Option<&Preference>, now: Instant) -> Option<Ticket> {
+        self.look(|set| self.choose(set, preference, &[], now))
     }
 
     /// Chooses a target; waits until there is one, at most until `deadline` or as long as the options say.
-    pub(super) async fn pick(&self, tried: &[Arc<Target>], deadline: Option<Instant>) -> Result<Arc<Target>, Status> {
-        let choose = |set: &Set| self.choose(set, tried).cloned();
-        if let Some(target) = self.look(choose) {
-            return Ok(target);
+    pub(super) async fn pick(
+        &self,
+        preference: Option<&Preference>,
+        tried: &[Arc<Member>],
+        deadline: Option<Instant>,
+    ) -> Result<Ticket, Status> {
+        let choose = |set: &Set| self.choose(set, preference, tried, Instant::now());
+        if let Some(ticket) = self.look(choose) {
+            return Ok(ticket);
         }
         let patience = at(self.look(|set| set.empty_since).max(self.watched().1), self.identity.options.resolve_wait);
         let until = deadline.map_or(patience, |deadline| deadline.min(patience));
@@ -131,8 +186,16 @@ impl Pool {
     }
 
     /// The endpoint that a call would use; waits for one until then. Does not connect. Inside is why there is none.
-    pub(super) async fn pick_endpoint(&self, until: Instant) -> Result<Result<Arc<Endpoint>, String>, Status> {
-        self.wait(|set| self.choose(set, &[]).map(|target| set.newest(target)), until).await
+    pub(super) async fn pick_endpoint(
+        &self,
+        preference: Option<&Preference>,
+        until: Instant,
+    ) -> Result<Result<Arc<Endpoint>, String>, Status> {
+        let choose = |set: &Set| {
+            let choice = self.prefer(set, preference, &[], Instant::now(), false)?;
+            set.group.seat(choice.position).map(|seat| Arc::clone(&seat.endpoint))
+        };
+        self.wait(choose, until).await
     }
 
     /// What `choose` finds, as soon as it finds anything; or why nobody is there when the time is over. Cancel safe.
@@ -156,41 +219,78 @@ impl Pool {
         }
     }
 
-    fn choose<'a>(&self, set: &'a Set, tried: &[Arc<Target>]) -> Option<&'a Arc<Target>> {
-        self.balance.pick(&set.usable, tried).and_then(|index| set.usable.get(index))
+    /// Chooses an attempt's target and counts it.
+    fn choose(
+        &self,
+        set: &Set,
+        preference: Option<&Preference>,
+        tried: &[Arc<Member>],
+        now: Instant,
+    ) -> Option<Ticket> {
+        let choice = self.prefer(set, preference, tried, now, true)?;
+        set.usable.get(choice.position).map(|target| set.ticket(target, choice.is_probe, now))
+    }
+
+    fn prefer(
+        &self,
+        set: &Set,
+        preference: Option<&Preference>,
+        tried: &[Arc<Member>],
+        now: Instant,
+        is_call: bool,
+    ) -> Option<Choice> {
+        let options = &self.identity.options;
+        let policy = preference.and_then(|preference| preference.policy.as_deref()).unwrap_or(&*options.balance);
+        let request = Request {
+            key: preference.and_then(|preference| preference.key),
+            zone: options.zone.as_deref(),
+            is_call,
+            now: now.into_std(),
+        };
+        set.group.choose(policy, request, tried)
+    }
+
+    /// What is known of each usable endpoint.
+    pub(super) fn states(&self) -> Vec<EndpointState> {
+        self.look(|set| set.group.states(Instant::now().into_std()))
     }
 
     /// The target with this address, whether the registry lists it or not.
-    pub(super) fn at(&self, addr: SocketAddr) -> Arc<Target> {
+    pub(super) fn at(&self, addr: SocketAddr) -> Ticket {
         let is_it = |target: &&Arc<Target>| target.endpoint().addr == addr;
-        if let Some(target) = self.look(|set| set.usable.iter().find(is_it).cloned()) {
-            return target;
+        let now = Instant::now();
+        let listed = |set: &Set| set.usable.iter().find(is_it).map(|target| set.ticket(target, false, now));
+        if let Some(ticket) = self.look(listed) {
+            return ticket;
         }
         let mut unlisted = self.unlisted.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(target) = unlisted.iter().find(is_it) {
-            return Arc::clone(target);
+            return Ticket::new(Arc::clone(target), None, false);
         }
         if unlisted.len() == MAX_UNLISTED {
             unlisted.pop_front();
         }
-        let target = Arc::new(Target::new(Arc::new(Endpoint::new(addr))));
+        // In a fleet of its own: it is no alternative to anybody.
+        let member = Member::new(addr, Arc::new(Fleet::new(now.into_std())));
+        let target = Arc::new(Target::new(Arc::new(Endpoint::new(addr)), Arc::new(member)));
         unlisted.push_back(Arc::clone(&target));
-        target
+        Ticket::new(target, None, false)
     }
 
     /// Whether there is an endpoint beside `target` that the call has not tried.
-    pub(super) fn has_another(&self, target: &Arc<Target>, tried: &[Arc<Target>]) -> bool {
-        let known =
-            |other: &Arc<Target>| Arc::ptr_eq(other, target) || tried.iter().any(|tried| Arc::ptr_eq(tried, other));
+    pub(super) fn has_another(&self, target: &Arc<Target>, tried: &[Arc<Member>]) -> bool {
+        let known = |other: &Arc<Target>| {
+            Arc::ptr_eq(other, target) || tried.iter().any(|tried| Arc::ptr_eq(tried, other.member()))
+        };
         self.look(|set| set.usable.iter().any(|other| !known(other)))
     }
 
     /// A connection on which another call can be opened now, if there is one.
-    pub(super) fn with_room(&self) -> Option<(Arc<Target>, Arc<Link>)> {
+    pub(super) fn with_room(&self) -> Option<(Ticket, Arc<Link>)> {
         self.look(|set| {
             set.usable.iter().find_map(|target| {
                 let link = target.connected().filter(|link| link.has_room())?;
-                Some((Arc::clone(target), link))
+                Some((set.ticket(target, false, Instant::now()), link))
             })
         })
     }
@@ -231,31 +331,53 @@ impl Pool {
 }
 
 impl Set {
-    /// What the registry says of a target now; the target itself remembers what it was made from.
-    fn newest(&self, target: &Target) -> Arc<Endpoint> {
-        let endpoint = target.endpoint();
-        let same = |other: &&Arc<Endpoint>| (other.addr, other.incarnation) == (endpoint.addr, endpoint.incarnation);
-        Arc::clone(self.snapshot.endpoints.iter().find(same).unwrap_or(endpoint))
+    /// Counts an attempt at this target.
+    fn ticket(&self, target: &Arc<Target>, is_probe: bool, now: Instant) -> Ticket {
+        Ticket::new(Arc::clone(target), (self.group.len() > 1).then_some(now), is_probe)
     }
 
-    /// The set for the next snapshot; targets that stay keep their connections.
-    fn renewed(&self, snapshot: Arc<Endpoints>) -> Self {
-        let known: HashMap<_, _> = self
-            .usable
+    /// The set for the next snapshot; targets that stay keep their connections, and whoever is listed what is known of it.
+    fn renewed(&self, snapshot: Arc<Endpoints>, seed: u64) -> Self {
+        let key = |endpoint: &Endpoint| (endpoint.addr, endpoint.incarnation);
+        let known: HashMap<_, _> = self.usable.iter().map(|target| (key(target.endpoint()), target)).collect();
+        let now = Instant::now();
+        let fleet = self.group.fleet();
+        let member = |endpoint: &Endpoint| {
+            let member = Member::new(endpoint.addr, Arc::clone(fleet));
+            // If all are new, none is ahead of the others.
+            if !self.members.is_empty() {
+                member.warm_up(now.into_std());
+            }
+            Arc::new(member)
+        };
+        let members: Members = snapshot
+            .endpoints
             .iter()
-            .map(|target| ((target.endpoint().addr, target.endpoint().incarnation), target))
+            .map(|endpoint| {
+                (key(endpoint), self.members.get(&key(endpoint)).cloned().unwrap_or_else(|| member(endpoint)))
+            })
             .collect();
-        let usable: Vec<_> = snapshot
+        let (usable, seats) = snapshot
             .usable()
             .into_iter()
             .map(|endpoint| {
-                known
-                    .get(&(endpoint.addr, endpoint.incarnation))
-                    .map_or_else(|| Arc::new(Target::new(endpoint)), |target| Arc::clone(target))
+                let member = members.get(&key(&endpoint)).cloned().unwrap_or_else(|| member(&endpoint));
+                let target = known.get(&key(&endpoint)).map_or_else(
+                    || Arc::new(Target::new(Arc::clone(&endpoint), Arc::clone(&member))),
+                    |target| Arc::clone(target),
+                );
+                (target, Seat { endpoint, member })
             })
-            .collect();
+            .unzip::<_, _, Vec<_>, Vec<_>>();
+        // Who is not called can show nothing, and must not keep others from being left alone.
+        let called: HashSet<_> = seats.iter().map(|seat: &Seat| Arc::as_ptr(&seat.member)).collect();
+        members
+            .values()
+            .filter(|member| !called.contains(&Arc::as_ptr(member)))
+            .for_each(|member| member.pardon(now.into_std()));
         let stays_empty = self.usable.is_empty() && usable.is_empty();
-        let empty_since = if stays_empty { self.empty_since } else { Instant::now() };
-        Self { snapshot, usable, empty_since }
+        let empty_since = if stays_empty { self.empty_since } else { now };
+        let group = Group::new(seats, Arc::clone(fleet), seed, now.into_std());
+        Self { snapshot, view: None, usable, group, members, empty_since }
     }
 }

@@ -7,9 +7,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::target::Target;
+use super::ticket::Ticket;
 use crate::body::{BodyError, BodyReader};
 use crate::metadata::Metadata;
 use crate::proto::Read;
@@ -21,7 +22,7 @@ use crate::wire::{self, StreamId};
 pub struct Asked {
     link: Arc<Link>,
     id: StreamId,
-    target: Arc<Target>,
+    ticket: Ticket,
     metadata: Option<Box<Metadata>>,
     /// Somebody else has the duty to cancel, or there is nothing to cancel.
     over: bool,
@@ -36,13 +37,13 @@ pub(super) enum Answer {
 }
 
 impl Asked {
-    pub(super) fn new(link: Arc<Link>, id: StreamId, target: Arc<Target>) -> Self {
-        Self { link, id, target, metadata: None, over: false }
+    pub(super) fn new(link: Arc<Link>, id: StreamId, ticket: Ticket) -> Self {
+        Self { link, id, ticket, metadata: None, over: false }
     }
 
     /// Where it runs.
     pub(super) fn target(&self) -> &Arc<Target> {
-        &self.target
+        self.ticket.target()
     }
 
     /// What the server sent beside its answer.
@@ -53,18 +54,20 @@ impl Asked {
     /// Waits for the beginning of the answer, messages of which have at most `limit` bytes. Cancel safe.
     pub(super) fn poll_answer(&mut self, limit: usize, cx: &Context<'_>) -> Poll<Answer> {
         let read = std::task::ready!(self.link.poll_read(self.id, 0, &mut self.metadata, cx));
-        if let Read::Chunk { bytes, last: true } = &read {
-            match wire::parse_prefix(bytes) {
-                Some((len, prefix)) if len <= limit && prefix + len == bytes.len() => {
-                    self.over = true;
-                    return Poll::Ready(Answer::Whole(bytes.slice(prefix..)));
-                }
-                _ => {}
-            }
-        }
         self.over = true;
+        let read = match read {
+            Read::Chunk { mut bytes, last: true } => match wire::parse_prefix(&bytes) {
+                Some((len, prefix)) if len <= limit && prefix + len == bytes.len() => {
+                    self.ticket.finished();
+                    bytes.advance(prefix);
+                    return Poll::Ready(Answer::Whole(bytes));
+                }
+                _ => Read::Chunk { bytes, last: true },
+            },
+            other => other,
+        };
         let reader = BodyReader::new(Arc::clone(&self.link), self.id, limit).after(read, self.metadata.take());
-        Poll::Ready(Answer::Other(Attempt::new(reader, Arc::clone(&self.target))))
+        Poll::Ready(Answer::Other(Attempt::new(reader, self.ticket.hand_over())))
     }
 }
 
@@ -80,24 +83,38 @@ impl Drop for Asked {
 #[derive(Debug)]
 pub struct Attempt {
     reader: BodyReader,
-    target: Arc<Target>,
+    ticket: Ticket,
     /// The server knows that it is over, so there is nothing to cancel.
     over: bool,
 }
 
 impl Attempt {
-    pub(super) fn new(reader: BodyReader, target: Arc<Target>) -> Self {
-        Self { reader, target, over: false }
+    pub(super) fn new(reader: BodyReader, ticket: Ticket) -> Self {
+        Self { reader, ticket, over: false }
     }
 
     /// Where it runs.
     pub(super) fn target(&self) -> &Arc<Target> {
-        &self.target
+        self.ticket.target()
+    }
+
+    /// Its connection.
+    pub(super) fn link(&self) -> &Arc<Link> {
+        self.reader.link()
+    }
+
+    /// How it is counted.
+    pub(super) fn ticket(&mut self) -> &mut Ticket {
+        &mut self.ticket
     }
 
     /// The next message of the answer, `None` at its end. Cancel safe.
     pub(super) fn poll_message(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
         let message = std::task::ready!(self.reader.poll_message(cx));
+        // What a failure means is not known here.
+        if !matches!(message, Some(Err(BodyError::Failed(_)))) {
+            self.ticket.answered();
+        }
         self.over = match &message {
             Some(Ok(_)) => self.reader.is_at_end(),
             None | Some(Err(BodyError::Failed(_) | BodyError::Truncated)) => true,

@@ -1,9 +1,8 @@
 //! One endpoint and the connection to it.
 //!
-//! Owns connecting: lazily, one attempt at a time for all who wait, with a growing pause after failures. It must never choose
+//! Owns connecting: lazily, one attempt at a time for all who wait, with a pause after failures. It must never choose
 //! between endpoints. Look next at [`super::pool`].
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::pool::Identity;
+use crate::balance::{Fault, Member};
 use crate::options::CLIENT_IDLE_CLOSE;
 use crate::proto::{CloseReason, Config, Error, Load, Side};
 use crate::registry::Endpoint;
@@ -18,12 +18,6 @@ use crate::transport;
 use crate::transport::driver::{self, Handler, Happened};
 use crate::transport::link::{Link, Phase};
 
-/// After a failure the endpoint is left alone, as far as there are others, for a time that doubles from this…
-const REST: Duration = Duration::from_millis(50);
-/// … up to this.
-const MAX_REST: Duration = Duration::from_secs(5);
-/// How long one that refused a call is left alone if it does not say itself.
-const REFUSED_REST: Duration = Duration::from_secs(1);
 /// Even if there is no other endpoint, connecting is not tried again sooner.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 
@@ -32,28 +26,25 @@ const MIN_PAUSE: Duration = Duration::from_millis(10);
 pub(super) struct Target {
     endpoint: Arc<Endpoint>,
     name: Arc<str>,
-    /// `rest_until` may be in the future.
-    rests: AtomicBool,
-    /// Its slot and, in the upper half, its capacity, as it said last; 0 if it never has.
-    load: AtomicU32,
+    member: Arc<Member>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     link: Option<Arc<Link>>,
+    /// That the link was lost is already noted.
+    is_lost: bool,
     connecting: Option<watch::Receiver<Option<Outcome>>>,
-    failures: u32,
     failed_at: Option<Instant>,
-    rest_until: Option<Instant>,
 }
 
 type Outcome = Result<Arc<Link>, Arc<Error>>;
 
 impl Target {
-    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
+    pub(super) fn new(endpoint: Arc<Endpoint>, member: Arc<Member>) -> Self {
         let name = endpoint.addr.to_string().into();
-        Self { endpoint, name, rests: AtomicBool::new(false), load: AtomicU32::new(0), state: Mutex::default() }
+        Self { endpoint, name, member, state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -70,15 +61,9 @@ impl Target {
         &self.name
     }
 
-    /// Whether it failed so recently that others are better.
-    pub(super) fn is_resting(&self) -> bool {
-        if !self.rests.load(Ordering::Relaxed) {
-            return false;
-        }
-        let state = self.lock();
-        let rests = state.rest_until.is_some_and(|until| Instant::now() < until);
-        self.rests.store(rests, Ordering::Relaxed);
-        rests
+    /// What balancing knows of it.
+    pub(super) fn member(&self) -> &Arc<Member> {
+        &self.member
     }
 
     /// The connection, if there is one that takes calls.
@@ -133,9 +118,9 @@ impl Target {
         match result {
             Ok(link) => {
                 state.link = Some(Arc::clone(link));
-                state.failures = 0;
+                state.is_lost = false;
                 state.failed_at = None;
-                state.rest_until = None;
+                self.member.connected();
             }
             Err(_) => self.note_failure(&mut state),
         }
@@ -147,37 +132,24 @@ impl Target {
         link.is_some_and(|link| link.with_peer(|peer| peer.is_some_and(|peer| peer.idempotent.contains(method))))
     }
 
-    /// The server has said that its lowest free slot is this one, and that it runs so many calls at once.
-    pub(super) fn reported(&self, slot: u16, capacity: u16) {
-        self.load.store(u32::from(capacity) << 16 | u32::from(slot), Ordering::Relaxed);
-    }
-
-    /// A call failed for a reason that speaks against the endpoint.
-    pub(super) fn failed(&self) {
-        self.note_failure(&mut self.lock());
-    }
-
-    /// The endpoint refused a call, and may have said for how long it is of no use to ask again.
-    pub(super) fn refused(&self, asked: Option<Duration>) {
-        let until = Instant::now() + asked.unwrap_or(REFUSED_REST).min(MAX_REST);
+    /// The connection of a call was lost; however many calls it had, that is one failure.
+    pub(super) fn lost(&self, link: &Arc<Link>) {
         let mut state = self.lock();
-        state.rest_until = Some(state.rest_until.map_or(until, |before| before.max(until)));
-        self.rests.store(true, Ordering::Relaxed);
+        if !state.is_lost && state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
+            state.is_lost = true;
+            self.note_failure(&mut state);
+        }
+    }
+
+    /// The server says that so many of `capacity` places are taken or waited for.
+    fn reported(&self, slot: u16, capacity: u16) {
+        self.member.reported(slot.into(), capacity.into(), Instant::now().into_std());
     }
 
     fn note_failure(&self, state: &mut State) {
-        let rest = REST.saturating_mul(1 << state.failures.min(10)).min(MAX_REST);
-        state.failures += 1;
         let now = Instant::now();
         state.failed_at = Some(now);
-        // Half of it is random, so that a crowd of clients does not come back at one moment.
-        state.rest_until = Some(now + rest.mul_f64(0.5 + fastrand::f64() / 2.0));
-        self.rests.store(true, Ordering::Relaxed);
-    }
-
-    #[cfg(test)]
-    pub(super) fn failed_for_test(&self) {
-        self.refused(Some(MAX_REST));
+        self.member.failed(Fault::Connection, now.into_std());
     }
 }
 
@@ -229,7 +201,7 @@ async fn shake_hands(target: &Arc<Target>, identity: &Identity) -> Outcome {
         max_message: options.max_message,
         handshake_timeout: options.connect_timeout,
         idle_close: Some(CLIENT_IDLE_CLOSE),
-        wants_load: options.wants_load,
+        wants_load: identity.wants_load(),
         ..Config::new(Side::Client)
     };
     let (link, driver) = driver::connection(io, Some(endpoint.addr), Arc::new(config), Reports(Arc::downgrade(target)));
@@ -254,15 +226,20 @@ async fn shake_hands(target: &Arc<Target>, identity: &Identity) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balance::{Fleet, Seat};
 
     #[test]
-    fn a_target_remembers_what_its_connection_says_of_the_load_and_may_be_gone() {
-        let target = Arc::new(Target::new(Arc::new(Endpoint::new(([127, 0, 0, 1], 1).into()))));
+    fn what_a_connection_says_of_the_load_is_known_and_may_come_too_late() {
+        let endpoint = Arc::new(Endpoint::new(([127, 0, 0, 1], 1).into()));
+        let fleet = Arc::new(Fleet::new(Instant::now().into_std()));
+        let member = Arc::new(Member::new(endpoint.addr, Arc::clone(&fleet)));
+        let target = Arc::new(Target::new(Arc::clone(&endpoint), Arc::clone(&member)));
         let mut reports = Reports(Arc::downgrade(&target));
-        assert_eq!(target.load.load(Ordering::Relaxed), 0, "nothing was said yet");
-        reports.load(Load { slot: 3, capacity: 100 });
-        reports.load(Load { slot: 4, capacity: 99 });
-        assert_eq!(target.load.load(Ordering::Relaxed), 99 << 16 | 4);
+        let seat = Seat { endpoint, member };
+        let known = || seat.state(true, fleet.at(Instant::now().into_std())).reported;
+        assert_eq!(known(), None, "nothing was said yet");
+        reports.load(Load { slot: 75, capacity: 100 });
+        assert!(known().is_some_and(|share| (0.7..=0.75).contains(&share)), "{:?}", known());
         drop(target);
         reports.load(Load { slot: 5, capacity: 100 });
     }

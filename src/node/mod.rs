@@ -191,8 +191,8 @@ impl Picom {
             incarnation: *incarnation,
             address,
             port: local.port(),
-            weight: 1,
-            zone: None,
+            weight: options.weight,
+            zone: options.zone.clone(),
             tags: Vec::new(),
             meta: Default::default(),
             status,
@@ -267,12 +267,8 @@ impl Picom {
         // What no client holds and no call has named for long is forgotten, and with it the watch in the registry.
         pools.retain(|_, pool| Arc::strong_count(pool) > 1 || pool.unused() < FORGET_AFTER);
         let service: Arc<str> = service.into();
-        let identity = Identity {
-            service: Arc::clone(&service),
-            node: Arc::clone(&self.inner.name),
-            incarnation: self.inner.incarnation,
-            options: self.inner.options.clone(),
-        };
+        let (node, options) = (Arc::clone(&self.inner.name), self.inner.options.clone());
+        let identity = Identity::new(Arc::clone(&service), node, self.inner.incarnation, options);
         let registry = check_name(&service).and_then(|()| self.inner.registry.clone());
         let pool = Arc::new(Pool::new(identity, registry));
         pools.insert(service, Arc::clone(&pool));

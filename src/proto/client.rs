@@ -192,6 +192,12 @@ impl Connection {
             self.events.push_back(Event::Answer { id, metadata: Box::new(metadata) });
         }
         let has_body = !body.is_empty();
+        if flags.has(Flags::END) && stream.take_whole_answer(&mut body) {
+            if !std::mem::replace(&mut stream.flagged, true) {
+                self.events.push_back(Event::Readable(id));
+            }
+            return Ok(());
+        }
         self.take_first(id, body);
         if flags.has(Flags::END) {
             self.end_response(id);

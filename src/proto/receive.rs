@@ -41,6 +41,10 @@ impl Connection {
     pub(crate) fn read(&mut self, id: StreamId, release: usize) -> Read {
         let client = self.is_client();
         let Some(stream) = self.streams.get_mut(id) else { return Read::Failed(Failure::Truncated) };
+        if let Some(bytes) = client.then(|| stream.take_only_chunk()).flatten() {
+            self.free(id);
+            return Read::Chunk { bytes, last: true };
+        }
         let free = (stream.free_handed as usize).min(release);
         stream.free_handed -= free as u32;
         let mut released = 0;

@@ -117,12 +117,7 @@ impl Connection {
     /// The body of a request that came with its CALL from beginning to end, unless some of it was read. `read` then says
     /// that it has ended; nothing has to be released, for CALL is free.
     pub(crate) fn take_whole(&mut self, id: StreamId) -> Option<Bytes> {
-        let stream = self.streams.get_mut(id)?;
-        let whole = stream.has_first && !stream.receiving && stream.body.is_none() && stream.failure.is_none();
-        whole.then(|| {
-            stream.has_first = false;
-            std::mem::take(&mut stream.first)
-        })
+        self.streams.get_mut(id)?.take_only_chunk()
     }
 
     pub(super) fn send_drain(&mut self) {

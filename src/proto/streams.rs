@@ -132,6 +132,29 @@ impl Stream {
         })
     }
 
+    /// Client: takes an answer that is whole with this frame, as most are, and ends both directions. Not where anything else is
+    /// to be done for that: then nothing has happened.
+    pub(super) fn take_whole_answer(&mut self, body: &mut Bytes) -> bool {
+        if self.body.is_some() || self.waiting || self.watching {
+            return false;
+        }
+        self.has_first = !body.is_empty();
+        self.first = std::mem::take(body);
+        self.receiving = false;
+        self.deadline = None;
+        self.sending = Sending::Ended;
+        true
+    }
+
+    /// All that is to be read, if it came in the frame that ended a direction and nothing else is left.
+    pub(super) fn take_only_chunk(&mut self) -> Option<Bytes> {
+        if !self.has_first || self.receiving || self.body.is_some() || self.failure.is_some() {
+            return None;
+        }
+        self.has_first = false;
+        Some(std::mem::take(&mut self.first))
+    }
+
     pub(super) fn pending(&self) -> usize {
         self.body.as_ref().map_or(0, |body| body.outgoing.pending())
     }

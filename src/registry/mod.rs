@@ -306,9 +306,18 @@ impl Watch {
         Arc::clone(&self.snapshots.borrow())
     }
 
-    /// Whether this is the newest snapshot.
-    pub(crate) fn is_current(&self, snapshot: &Arc<Endpoints>) -> bool {
-        Arc::ptr_eq(&self.snapshots.borrow(), snapshot)
+    /// The newest snapshot, which this view has seen now.
+    pub(crate) fn see(&mut self) -> Arc<Endpoints> {
+        Arc::clone(&self.snapshots.borrow_and_update())
+    }
+
+    /// Whether the snapshot that this view has seen last is still the newest. Takes no lock: it is asked for every call.
+    pub(crate) fn has_seen(&self, last: &Arc<Endpoints>) -> bool {
+        match self.snapshots.has_changed() {
+            Ok(changed) => !changed,
+            // The registry is gone; it may have said something on the way out.
+            Err(_) => Arc::ptr_eq(&self.snapshots.borrow(), last),
+        }
     }
 
     /// The next snapshot that differs from the last one seen through this view; the first call returns at once.

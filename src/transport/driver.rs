@@ -24,7 +24,7 @@ use crate::wire::{HEADER, Header, MAX_PAYLOAD};
 
 /// Size of the read buffer of a quiet connection. One that waits has none, so it is one that allocators make quickly.
 const MIN_READ: usize = 1 << 10;
-/// What must be left of a large buffer for another read into it.
+/// What must be left of a buffer for another read into it, unless all of it is less.
 const MIN_ROOM: usize = 4 << 10;
 /// Size to which the read buffer grows while reads fill it. A piece of a body that is not read keeps the buffer it came in, so
 /// with pieces of 16 KiB and more a stream holds at most eight times its credit.
@@ -286,7 +286,7 @@ impl<H: Handler> Driver<H> {
     fn make_room(&mut self) -> usize {
         let spare = self.buffer.capacity() - self.buffer.len();
         if self.read_size < MAX_READ {
-            if spare < MIN_READ.min(self.read_size) {
+            if spare < MIN_ROOM.min(self.read_size) {
                 self.buffer.reserve(self.read_size);
             }
             return self.buffer.capacity() - self.buffer.len();

@@ -1,0 +1,82 @@
+//! The better one of two random endpoints.
+//!
+//! Owns what makes one better: the cost of each policy. Two draws are enough to keep away from those that are slow or full,
+//! and, unlike taking the best of all, do not send every client to the same one (Mitzenmacher, "The power of two choices").
+//! It must never look at more than it draws, except to guess what one that never answered may cost. Look next at
+//! [`super::load`] for what costs are made of.
+
+use std::cell::OnceCell;
+
+use super::{Balancer, Candidate, Candidates};
+
+/// Latencies below this, in seconds, do not differ: that is how long a task may wait for its turn on any busy machine, and
+/// what linkerd assumes at least.
+const LEAST_LATENCY: f64 = 0.001;
+
+/// Of two random endpoints the one with the lower latency × (calls under way + 1) ÷ weight. This is the default. It keeps
+/// away from an endpoint that is slow also when each client has few calls under way.
+///
+/// [`Candidate::latency`] says what latency is; here it is at least the time for which calls have been
+/// [waiting](Candidate::waiting) in vain, so that one that hangs is known before any call has failed, and at least 1 ms. An
+/// endpoint of which nothing was measured yet counts as the median of the others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PeakEwma;
+
+impl Balancer for PeakEwma {
+    fn pick<'a>(&self, among: &Candidates<'a>) -> Option<Candidate<'a>> {
+        let typical = OnceCell::new();
+        best_of_two(among, |candidate| latency(among, candidate, &typical) * crowd(candidate))
+    }
+}
+
+/// As [`PeakEwma`], with the cost multiplied by 1 + the load that the server itself [reports](Candidate::reported): it sees the
+/// calls of all clients, each of which sees only its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Boxcar;
+
+impl Balancer for Boxcar {
+    fn pick<'a>(&self, among: &Candidates<'a>) -> Option<Candidate<'a>> {
+        let typical = OnceCell::new();
+        best_of_two(among, |candidate| {
+            let load = 1.0 + candidate.reported().unwrap_or(0.0);
+            latency(among, candidate, &typical) * crowd(candidate) * load
+        })
+    }
+
+    fn wants_load(&self) -> bool {
+        true
+    }
+}
+
+/// Of two random endpoints the one with fewer calls under way ÷ weight. For calls whose first byte tells nothing of how
+/// long they take; it does not notice that an endpoint is slow unless each client has several calls under way there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LeastOutstanding;
+
+impl Balancer for LeastOutstanding {
+    fn pick<'a>(&self, among: &Candidates<'a>) -> Option<Candidate<'a>> {
+        best_of_two(among, crowd)
+    }
+}
+
+/// Draws two different ones; the first wins a tie, and is a random one.
+fn best_of_two<'a>(among: &Candidates<'a>, cost: impl Fn(&Candidate<'a>) -> f64) -> Option<Candidate<'a>> {
+    let len = among.len();
+    if len < 2 {
+        return among.get(0);
+    }
+    let first = fastrand::usize(..len);
+    let second = (first + fastrand::usize(1..len)) % len;
+    let (first, second) = (among.get(first)?, among.get(second)?);
+    Some(if cost(&second) < cost(&first) { second } else { first })
+}
+
+/// Calls under way with this one, in proportion to the weight.
+fn crowd(candidate: &Candidate<'_>) -> f64 {
+    f64::from(candidate.outstanding().saturating_add(1)) / f64::from(candidate.endpoint().weight.max(1))
+}
+
+fn latency<'a>(among: &Candidates<'a>, candidate: &Candidate<'a>, typical: &OnceCell<f64>) -> f64 {
+    let known = candidate.latency_seconds().unwrap_or_else(|| *typical.get_or_init(|| among.typical()));
+    known.max(candidate.waiting_seconds()).max(LEAST_LATENCY)
+}
