@@ -16,8 +16,8 @@ use std::time::Duration;
 use futures::future::join_all;
 use futures::{FutureExt, StreamExt, stream};
 use picom::balance::{
-    Balancer, Boxcar, Candidate, Candidates, Circuit, ConsistentHash, EndpointState, LeastOutstanding, PeakEwma, Random,
-    RoundRobin, Weighted, ZoneFirst,
+    Balancer, Boxcar, Candidate, Candidates, Circuit, ConsistentHash, EndpointState, LeastOutstanding, PeakEwma,
+    Random, RoundRobin, Weighted, ZoneFirst,
 };
 use picom::registry::{Fixed, Memory};
 use picom::{Builder, Code, Context, Methods, Picom, Status, Streaming};
@@ -448,9 +448,8 @@ async fn servers_say_how_busy_they_are_to_callers_that_ask() {
     let (registry, servers) = servers(2).await;
     let (busy, calm) = (&servers[0], &servers[1]);
     let (holder, asks, does_not_ask) = (client(&registry), client(&registry), client(&registry));
-    let held: Vec<_> = (0..40)
-        .map(|_| tokio::spawn(holder.fetch::<u64>(SERVICE, "wait", ()).on(busy.addr).into_future()))
-        .collect();
+    let held: Vec<_> =
+        (0..40).map(|_| tokio::spawn(holder.fetch::<u64>(SERVICE, "wait", ()).on(busy.addr).into_future())).collect();
     let reported = async |client: &Picom, addr| {
         client.fetch::<u64>(SERVICE, "work", ()).on(addr).balance(Boxcar).await.unwrap();
         state(client, addr).reported
