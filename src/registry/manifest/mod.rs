@@ -376,8 +376,8 @@ struct Owned {
 impl Drop for Owned {
     fn drop(&mut self) {
         let shared = &self.core.0;
-        // It may have been freed by its id.
-        let _ = shared.with(|table, now| table.free(self.id, now));
+        // It may have been freed by its id. Under which name does not matter: numbers are never used again.
+        let _ = shared.with(|table, now| table.free(RecordId { owner: table.me, ..self.id }, now));
         shared.unfollow(self.id.number);
         shared.publish();
     }
