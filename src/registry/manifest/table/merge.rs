@@ -155,19 +155,25 @@ impl Table {
 
     /// Somebody speaks in my name: my next incarnation says how it is.
     fn defend(&mut self, incarnation: u64, now: Instant) {
-        self.refusals.takeovers += 1;
         let me = self.own(now);
         let next = me.incarnation.max(incarnation).saturating_add(1);
         if next >= MAX_INCARNATION {
-            self.rename(now);
-        } else {
-            me.incarnation = next;
+            return self.rename(now);
         }
+        me.incarnation = next;
+        self.refusals.takeovers += 1;
         self.tell(self.me, None);
     }
 
-    /// No incarnation is left under this name. Another one does as well, because nobody else may use the records by it.
-    fn rename(&mut self, now: Instant) {
+    /// No incarnation is left under this name, or somebody else uses it. Another one does as well, because nobody else may use
+    /// the records by it. At most once per heartbeat: others remember each name for a lifetime, and whoever can force names
+    /// without end would fill their tables.
+    pub(in super::super) fn rename(&mut self, now: Instant) {
+        self.refusals.takeovers += 1;
+        if self.renamed.is_some_and(|at| now.duration_since(at) < self.heartbeat) {
+            return;
+        }
+        self.renamed = Some(now);
         let before = self.me;
         let mut owner = self.owners.remove(&before).unwrap_or_else(|| Owner::new(1, 0, now));
         owner.incarnation = 1;
@@ -182,6 +188,7 @@ impl Table {
         if self.former.len() > MAX_FORMER {
             self.former.remove(0);
         }
+        self.tell(self.me, None);
     }
 
     fn change(&mut self, link: u64, change: Change, now: Instant) {
