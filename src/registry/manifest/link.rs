@@ -20,7 +20,7 @@ use super::frame::MAX_FRAME;
 use super::join::{Hello, MAX_JOIN_FRAME, Proofs, Side};
 use super::record::is_callable;
 use super::seal::{PROOF, Seal};
-use super::table::Unwanted;
+use super::table::{Table, Unwanted};
 
 /// How long joining may take.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -168,14 +168,22 @@ where
         let proof = take(reader).await?;
         match (*proof == [MYSELF], proof.first()) {
             (true, _) => return Err(NotMet::Myself),
-            (_, Some(&code)) if proof.len() == 1 => return Err(reason(code).to_owned().into()),
+            (_, Some(&code)) if proof.len() == 1 => {
+                if code == TAKEN {
+                    // Whoever it is there, it shall not keep this one out.
+                    shared.with(Table::rename);
+                }
+                return Err(reason(code).to_owned().into());
+            }
             _ if !proofs.is_right(Side::Answered, &proof) => return Err(reason(WRONG_SECRET).to_owned().into()),
             _ => {}
         }
         let up = shared.with(|table, now| table.link_up(hello.owner, hello.birth, now)).map_err(unwanted)?;
         if let (Some(place), Some(peer), Some(seen)) = (origin.place, origin.peer, hello.seen) {
-            // Only a loopback address can be where somebody on the same machine sees one.
-            if is_callable(seen) && (peer.is_loopback() || !seen.is_loopback()) {
+            // A loopback address is only what somebody on the same machine can see; and whoever has the port of `local()` must
+            // not move the others away from the machine.
+            let same = peer.is_loopback() == seen.is_loopback();
+            if is_callable(seen) && (same || peer.is_loopback() && shared.settings.local.is_none()) {
                 shared.seen_as(Some(place), seen.to_canonical());
             }
         }
