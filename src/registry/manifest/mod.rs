@@ -49,7 +49,8 @@ const FIRST_WORD: Duration = Duration::from_secs(6);
 /// last, as [`Freshness::Stale`](super::Freshness::Stale), because it cannot know who of all is cut off.
 ///
 /// It is meant for up to about 200 members. Limits of one member: 1,024 records, 256 KiB of them, 8 KiB each; of the table:
-/// 1,024 members and 32 MiB. What is past them is refused and counted in [`Manifest::refusals`], and the rest keeps working.
+/// 1,024 members and 32 MiB. What is past them is refused and counted in [`Manifest::refusals`], and the rest keeps working;
+/// but before a living member is refused, persistent records of members that have left are forgotten, the oldest first.
 ///
 /// Clones are the same member. It lives until the last clone, watch and registration is gone, or until [`Manifest::close`].
 ///
