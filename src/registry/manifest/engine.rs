@@ -16,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{EVENTS, Event};
+use super::join::NONCE;
 use super::place;
 use super::role::Query;
 use super::settings::Settings;
@@ -79,6 +80,8 @@ pub(super) struct Shared {
     places: Mutex<Vec<Place>>,
     /// Which place told this member's address, if it was one, and what it is.
     seen: Mutex<Option<(Option<usize>, IpAddr)>>,
+    /// The random numbers of the hellos with which this member is dialling, and whether they have come back to itself.
+    hellos: Mutex<BTreeMap<[u8; NONCE], bool>>,
     pub(super) listening: watch::Sender<BTreeMap<usize, SocketAddr>>,
     pub(super) events: broadcast::Sender<Event>,
     /// There may be something to say.
@@ -117,6 +120,7 @@ impl Shared {
             standing: watch::Sender::new(Standing::Unknown),
             places: Mutex::new(vec![Place::Trying; places]),
             seen: Mutex::new(None),
+            hellos: Mutex::default(),
             listening: watch::Sender::new(BTreeMap::new()),
             events: broadcast::Sender::new(EVENTS),
             news: watch::Sender::new(()),
@@ -212,6 +216,19 @@ impl Shared {
         self.listening.send_modify(|listening| {
             listening.insert(place, address);
         });
+    }
+
+    /// A hello has been said to whoever is dialled, until what is returned is dropped.
+    pub(super) fn greets(&self, nonce: [u8; NONCE]) -> Greeting<'_> {
+        lock(&self.hellos).insert(nonce, false);
+        Greeting { shared: self, nonce }
+    }
+
+    /// A hello has come, and it was proved, from one with this member's own name.
+    pub(super) fn greeted_itself(&self, nonce: [u8; NONCE]) {
+        if let Some(came_back) = lock(&self.hellos).get_mut(&nonce) {
+            *came_back = true;
+        }
     }
 
     pub(super) fn reached(&self, place: usize) {
@@ -330,6 +347,25 @@ impl Shared {
             });
         }
         known
+    }
+}
+
+/// A hello whose answer is waited for.
+pub(super) struct Greeting<'a> {
+    shared: &'a Shared,
+    nonce: [u8; NONCE],
+}
+
+impl Greeting<'_> {
+    /// Whether it was said to this very member.
+    pub(super) fn came_back(&self) -> bool {
+        lock(&self.shared.hellos).get(&self.nonce).copied().unwrap_or_default()
+    }
+}
+
+impl Drop for Greeting<'_> {
+    fn drop(&mut self) {
+        lock(&self.shared.hellos).remove(&self.nonce);
     }
 }
 

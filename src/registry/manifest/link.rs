@@ -125,6 +125,8 @@ const MYSELF: u8 = 2;
 const TAKEN: u8 = 3;
 const FULL: u8 = 4;
 
+const FALSE_SELF: &str = "it claims to be this very member, and is not";
+
 async fn meet<I>(
     shared: &Arc<Shared>,
     reader: &mut Reader<I>,
@@ -139,6 +141,7 @@ where
     let seen = origin.peer.filter(|_| origin.side == Side::Answered);
     let mine = Hello::new(shared.owner(), shared.birth, secret.is_some(), seen)?;
     let sent = mine.encode();
+    let greeting = (origin.side == Side::Dialled).then(|| shared.greets(mine.nonce));
     let (theirs, hello);
     if origin.side == Side::Dialled {
         put(write, &sent).await?;
@@ -163,11 +166,13 @@ where
     };
     let proofs = Proofs { secret: secret.as_ref(), dialled, answered };
     let (by_dialled, by_answered) = (proofs.seal(Side::Dialled), proofs.seal(Side::Answered));
-    if origin.side == Side::Dialled {
+    if let Some(greeting) = greeting {
         put(write, &proofs.of(Side::Dialled)).await?;
         let proof = take(reader).await?;
         match (*proof == [MYSELF], proof.first()) {
-            (true, _) => return Err(NotMet::Myself),
+            // Nobody has proved anything yet, and whoever is told that it is alone takes its table for all there is.
+            (true, _) if greeting.came_back() => return Err(NotMet::Myself),
+            (true, _) => return Err(FALSE_SELF.to_owned().into()),
             (_, Some(&code)) if proof.len() == 1 => {
                 if code == TAKEN {
                     // Whoever it is there, it shall not keep this one out.
@@ -178,7 +183,11 @@ where
             _ if !proofs.is_right(Side::Answered, &proof) => return Err(reason(WRONG_SECRET).to_owned().into()),
             _ => {}
         }
-        let up = shared.with(|table, now| table.link_up(hello.owner, hello.birth, now)).map_err(unwanted)?;
+        let up = shared.with(|table, now| table.link_up(hello.owner, hello.birth, now));
+        let up = up.map_err(|why| match unwanted(why) {
+            NotMet::Myself => FALSE_SELF.to_owned().into(),
+            refused => refused,
+        })?;
         if let (Some(place), Some(peer), Some(seen)) = (origin.place, origin.peer, hello.seen) {
             // A loopback address is only what somebody on the same machine can see; and whoever has the port of `local()` must
             // not move the others away from the machine.
@@ -197,7 +206,10 @@ where
     let wanted = shared.with(|table, _| table.is_wanted(hello.owner, hello.birth));
     if let Err(why) = wanted {
         let code = match why {
-            Unwanted::Myself => MYSELF,
+            Unwanted::Myself => {
+                shared.greeted_itself(hello.nonce);
+                MYSELF
+            }
             Unwanted::Taken => TAKEN,
             Unwanted::Full => FULL,
         };
