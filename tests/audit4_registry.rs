@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use picom::registry::{
-    Combine, Details, Endpoint, Endpoints, Freshness, Instance, Manifest, Registration, Registry, RegistryError, Tier,
-    Watch,
+    Combine, Details, Endpoint, Endpoints, Freshness, Instance, Manifest, Registration, RegistrationState, Registry,
+    RegistryError, Tier, Watch,
 };
 use picom::{NodeState, NodeStatus};
 use support::broadcast::Network;
@@ -156,6 +156,90 @@ async fn whoever_holds_the_port_of_a_machine_cannot_move_the_others_elsewhere() 
     eventually("it has joined", async || member.connected() == [7]).await;
     let address = member.get("service1").unwrap()[0].details.address;
     assert_eq!(address, Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), "all of `local()` is on this machine");
+}
+
+#[derive(serde::Serialize)]
+struct Change {
+    o: u64,
+    i: u64,
+    b: u64,
+    f: u64,
+    t: u64,
+    g: bool,
+    p: Vec<(u64, u64, bytes::Bytes)>,
+    x: Vec<u64>,
+}
+
+#[derive(serde::Serialize)]
+struct Content {
+    s: &'static str,
+    p: u16,
+    w: u16,
+    n: &'static str,
+    l: bool,
+    m: BTreeMap<&'static str, String>,
+}
+
+/// One frame: what a member left that is gone, so many records of so many bytes.
+fn left_behind(owner: u64, records: u64, bytes: usize) -> Vec<u8> {
+    let m = BTreeMap::from([("fill", "x".repeat(bytes))]);
+    let content = Content { s: "junk", p: 1, w: 1, n: "running", l: true, m };
+    let body = bytes::Bytes::from(rmp_serde::to_vec_named(&content).unwrap());
+    let p = (1..=records).map(|number| (number, number, body.clone())).collect();
+    let change = Change { o: owner, i: 1, b: 1, f: 0, t: records, g: true, p, x: Vec::new() };
+    [vec![3], rmp_serde::to_vec_named(&change).unwrap()].concat()
+}
+
+#[tokio::test]
+async fn what_a_stranger_leaves_behind_does_not_keep_others_out_for_ever() {
+    // As many members as there may be, and as many bytes.
+    for (members, records, bytes) in [(1100, 1, 10), (140, 31, 8000)] {
+        let (hub, address) = listening(Manifest::new()).await;
+        let mut stranger = joined(&address, 7).await;
+        for owner in 1000..1000 + members {
+            if say(&mut stranger, &left_behind(owner, records, bytes)).await.is_err() {
+                break;
+            }
+        }
+        eventually("the table is full", async || hub.refusals().owners > 0).await;
+        drop(stranger);
+        eventually("the stranger is gone", async || hub.connected().is_empty()).await;
+        let friend = Manifest::new().join(&address);
+        let meta = [("size".to_owned(), "x".repeat(4000))].into();
+        friend.register("good", Details { meta, ..details(4000) }).unwrap();
+        let what = format!("a friend is known after {members} strangers left something");
+        eventually(&what, async || hub.get("good").unwrap().len() == 1).await;
+        eventually("a free is known", async || friend.services().unwrap().len() > 100).await;
+        let late = friend.register("late", details(4001)).unwrap();
+        eventually("news are known", async || hub.get("late").unwrap().len() == 1).await;
+        friend.free(late.id).unwrap();
+        eventually("a free is known", async || hub.get("late").unwrap().is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn whoever_claims_to_be_this_very_member_is_not_believed() {
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let member =
+        Manifest::new().join(upstream.local_addr().unwrap().to_string()).secret("a secret of more than sixteen bytes");
+    let claiming = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = upstream.accept().await.unwrap();
+            let Some(_hello) = hear(&mut stream).await else { continue };
+            let mut false_hello = hello(7, None);
+            false_hello[8] = 1;
+            let _ = say(&mut stream, &false_hello).await;
+            let Some(_proof) = hear(&mut stream).await else { continue };
+            let _ = say(&mut stream, &[2]).await;
+        }
+    });
+    let registration = Registry::register(&member, instance("service1", "one", 4000)).await.unwrap();
+    sleep(Duration::from_millis(500)).await;
+    let state = registration.state();
+    assert!(matches!(state, RegistrationState::Retrying(_)), "nobody was reached, but it is {state:?}");
+    let seen = member.watch("service2").current();
+    assert_ne!(seen.freshness, Freshness::Live, "who is cut off cannot know that nobody is there");
+    claiming.abort();
 }
 
 /// A registry that says one thing.
