@@ -328,3 +328,26 @@ async fn a_recording_of_a_dead_process_does_not_displace_the_living_one_at_its_a
     }
     assert!(is(&watch.current()), "the rest of the recording displaced the living one again");
 }
+
+#[tokio::test]
+async fn idle_connections_of_a_stranger_do_not_keep_members_out() {
+    let (hub, address) = listening(Manifest::new().secret("a secret of more than sixteen bytes")).await;
+    // It knows no secret, says nothing, and comes again whenever it is cut off.
+    let crowd: Vec<_> = (0..64)
+        .map(|_| {
+            let address = address.clone();
+            tokio::spawn(async move {
+                loop {
+                    let Ok(mut stream) = TcpStream::connect(&address).await else { continue };
+                    let _ = stream.read_u8().await;
+                    sleep(Duration::from_millis(20)).await;
+                }
+            })
+        })
+        .collect();
+    eventually("the crowd is there", async || hub.refusals().joins > 32).await;
+    let friend = Manifest::new().join(&address).secret("a secret of more than sixteen bytes");
+    friend.register("good", details(4000)).unwrap();
+    eventually("a member joins in spite of them", async || hub.get("good").unwrap().len() == 1).await;
+    crowd.iter().for_each(|stranger| stranger.abort());
+}

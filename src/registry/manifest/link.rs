@@ -11,9 +11,9 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 use futures::StreamExt;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+use tokio_util::sync::CancellationToken;
 
 use super::engine::Shared;
 use super::frame::MAX_FRAME;
@@ -37,8 +37,8 @@ pub(super) struct Origin {
     pub(super) own: Option<IpAddr>,
     /// Which of the places that are dialled it is.
     pub(super) place: Option<usize>,
-    /// A right to be joining, of which there are not many.
-    pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// The right to be joining, of which there are not many: cancelled when it is taken away, or given back.
+    pub(super) permit: CancellationToken,
 }
 
 /// Why there is no connection any more.
@@ -54,7 +54,7 @@ pub(super) enum End {
 type Reader<I> = FramedRead<ReadHalf<I>, LengthDelimitedCodec>;
 
 /// Joins and speaks until the connection ends.
-pub(super) async fn run<I>(shared: &Arc<Shared>, io: I, mut origin: Origin) -> End
+pub(super) async fn run<I>(shared: &Arc<Shared>, io: I, origin: Origin) -> End
 where
     I: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -63,8 +63,10 @@ where
     let mut reader = FramedRead::new(read, codec);
     let met = tokio::select! {
         met = timeout(JOIN_TIMEOUT, meet(shared, &mut reader, &mut write, &origin)) => met,
+        () = origin.permit.cancelled() => Ok(Err(NotMet::Refused("it had not joined when many others came".to_owned()))),
         () = shared.stop.cancelled() => return End::Refused("the manifest was closed".to_owned()),
     };
+    origin.permit.cancel();
     let (link, mut seals) = match met.unwrap_or_else(|_| Err(NotMet::Refused("it did not join in 5 s".to_owned()))) {
         Ok((link, seals)) => (Up { shared, link }, seals),
         Err(NotMet::Myself) => return End::Myself,
@@ -75,7 +77,6 @@ where
             return End::Refused(why);
         }
     };
-    drop(origin.permit.take());
     if let Some(place) = origin.place {
         shared.reached(place);
     }

@@ -25,6 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use self::engine::{FAREWELL, Shared, Standing};
 use self::join::Side;
@@ -280,7 +281,12 @@ impl Manifest {
         let shared = Arc::clone(&self.core()?.0);
         let side = if dialled { Side::Dialled } else { Side::Answered };
         tokio::spawn(async move {
-            link::run(&shared, io, Origin { side, peer: None, own: None, place: None, permit: None }).await;
+            link::run(
+                &shared,
+                io,
+                Origin { side, peer: None, own: None, place: None, permit: CancellationToken::new() },
+            )
+            .await;
         });
         Ok(())
     }
