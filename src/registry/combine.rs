@@ -49,7 +49,8 @@ impl Combine {
     }
 
     /// The lists of all registries together. Of one address the best tier that any gives counts, and what an instance
-    /// says of itself counts more than what stands in a table. Add registries with [`Combine::and`].
+    /// says of itself counts more than what stands in a table, and of that what a registry stands by more than what one that
+    /// was lost remembers; else the earlier registry's word counts. Add registries with [`Combine::and`].
     pub fn union() -> Self {
         Self::with(Rule::Union)
     }

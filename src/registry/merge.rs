@@ -3,6 +3,7 @@
 //! Owns the rules of [`Combine`](super::Combine) as functions of the lists alone. It must never wait or know a registry. Look
 //! next at `combine.rs`, which feeds it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -65,11 +66,22 @@ fn freshness(lists: &[Arc<Endpoints>]) -> Freshness {
 }
 
 fn union(lists: &[Arc<Endpoints>]) -> Vec<Arc<Endpoint>> {
+    let mut lists: Vec<_> = lists.iter().collect();
+    // Who knows comes before who remembers, and who remembers what is newer before the others.
+    lists.sort_by_key(|list| match list.freshness {
+        Freshness::Live => None,
+        Freshness::Stale(since) => Some(Some(Reverse(since))),
+        Freshness::Never => Some(None),
+    });
     let mut union: BTreeMap<SocketAddr, Arc<Endpoint>> = BTreeMap::new();
     for endpoint in lists.iter().flat_map(|list| &list.endpoints) {
         union
             .entry(endpoint.addr)
             .and_modify(|known| {
+                // What is said of another process at this address says nothing of this one.
+                if known.incarnation.zip(endpoint.incarnation).is_some_and(|(known, other)| known != other) {
+                    return;
+                }
                 let tier = known.tier.min(endpoint.tier);
                 // A table knows an address; who has an incarnation has spoken for itself, and may have stopped.
                 if known.incarnation.is_none() && endpoint.incarnation.is_some() {

@@ -40,6 +40,10 @@ const MEMORY_WITHOUT_KEY: Duration = Duration::from_secs(5);
 /// An observer that looks for who is gone this much too late was asleep itself, and gives everybody another chance.
 const ASLEEP: Duration = Duration::from_millis(500);
 
+/// So many datagrams, none of which was heard before, say that a process lives whose place another one has taken. One can be
+/// what somebody kept from the observer; more come only from the living, or from whoever can silence them anyhow.
+const ALIVE: u32 = 2;
+
 /// How often a second user of one id is reported.
 pub(super) const DUPLICATES_EVERY: Duration = Duration::from_secs(60);
 
@@ -60,8 +64,11 @@ pub(super) struct Table {
 struct Entry {
     endpoint: Arc<Endpoint>,
     incarnation: u64,
-    /// The process that was here before at the same address. It is dead, whatever somebody replays of it.
-    predecessor: Option<u64>,
+    /// The process that was here before at the same address, and how often it was heard since. It is dead, whatever somebody
+    /// replays of it, unless it goes on speaking.
+    predecessor: Option<(u64, u32)>,
+    /// One that took its place here for a while, and was only a recording.
+    ghost: Option<u64>,
     source: IpAddr,
     arrival: u64,
     period: Duration,
@@ -141,7 +148,7 @@ impl Table {
         let period = datagram.period.clamp(*PERIODS.start(), *PERIODS.end());
         let gone_at = now + period + GRACE;
         let endpoint = endpoint(source.ip(), id.clone(), datagram);
-        let mut predecessor = None;
+        let (mut predecessor, mut ghost) = (None, None);
         if let Some(entry) = known {
             if entry.incarnation == incarnation {
                 (entry.heard, entry.period) = (now, period);
@@ -152,8 +159,20 @@ impl Table {
                 self.look(gone_at);
                 return Ok(());
             }
-            if entry.predecessor == Some(incarnation) {
+            if entry.ghost == Some(incarnation) {
                 return Err(Refusal::Replayed);
+            }
+            ghost = entry.ghost;
+            match &mut entry.predecessor {
+                Some((before, heard)) if *before == incarnation => {
+                    *heard += 1;
+                    if *heard < ALIVE {
+                        return Err(Refusal::Replayed);
+                    }
+                    // What took its place is what somebody recorded of a process that died before it.
+                    ghost = Some(entry.incarnation);
+                }
+                _ => {}
             }
             // Two processes cannot listen at one address: the one that is known has died.
             if entry.endpoint.addr != endpoint.addr {
@@ -164,7 +183,7 @@ impl Table {
                 }
                 return Err(Refusal::DuplicateId);
             }
-            predecessor = Some(entry.incarnation);
+            predecessor = (ghost != Some(entry.incarnation)).then_some((entry.incarnation, 0));
             self.remove(&service, &id, Gone::Replaced, news);
         }
         if self.len >= MAX_INSTANCES {
@@ -181,6 +200,7 @@ impl Table {
             endpoint: Arc::new(endpoint),
             incarnation,
             predecessor,
+            ghost,
             source: source.ip(),
             arrival: self.arrivals,
             period,

@@ -4,18 +4,19 @@
 //! table. It must never decide what is true: that is the table's. Look next at `table/mod.rs` for that, at `place.rs` for the
 //! tasks that connect, and at `mod.rs` for who starts all of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{EVENTS, Event};
+use super::join::NONCE;
 use super::place;
 use super::role::Query;
 use super::settings::Settings;
@@ -26,7 +27,7 @@ use crate::registry::{Endpoints, RegistrationState, RegistryError};
 /// How long leaving waits until everybody who is connected was told.
 pub(super) const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Most connections that are joining at once; what more come are closed.
+/// Most connections that are joining at once; when more come, those that have been at it longest are closed.
 pub(super) const MAX_JOINING: usize = 32;
 
 /// The table looks at the time so many times per heartbeat, and passes on others' beats as often.
@@ -79,6 +80,8 @@ pub(super) struct Shared {
     places: Mutex<Vec<Place>>,
     /// Which place told this member's address, if it was one, and what it is.
     seen: Mutex<Option<(Option<usize>, IpAddr)>>,
+    /// The random numbers of the hellos with which this member is dialling, and whether they have come back to itself.
+    hellos: Mutex<BTreeMap<[u8; NONCE], bool>>,
     pub(super) listening: watch::Sender<BTreeMap<usize, SocketAddr>>,
     pub(super) events: broadcast::Sender<Event>,
     /// There may be something to say.
@@ -90,7 +93,8 @@ pub(super) struct Shared {
     /// Somebody wants others looked for at once.
     pub(super) refresh: Arc<Notify>,
     pub(super) redial: Notify,
-    pub(super) joining: Arc<Semaphore>,
+    /// Those that are joining, oldest first, and how to end them.
+    joining: Mutex<VecDeque<CancellationToken>>,
     /// It is to say good-bye; everything is to end.
     pub(super) end: CancellationToken,
     pub(super) stop: CancellationToken,
@@ -117,6 +121,7 @@ impl Shared {
             standing: watch::Sender::new(Standing::Unknown),
             places: Mutex::new(vec![Place::Trying; places]),
             seen: Mutex::new(None),
+            hellos: Mutex::default(),
             listening: watch::Sender::new(BTreeMap::new()),
             events: broadcast::Sender::new(EVENTS),
             news: watch::Sender::new(()),
@@ -124,7 +129,7 @@ impl Shared {
             look: Notify::new(),
             refresh: Arc::default(),
             redial: Notify::new(),
-            joining: Arc::new(Semaphore::new(MAX_JOINING)),
+            joining: Mutex::default(),
             end: CancellationToken::new(),
             stop: CancellationToken::new(),
             running: Mutex::default(),
@@ -212,6 +217,32 @@ impl Shared {
         self.listening.send_modify(|listening| {
             listening.insert(place, address);
         });
+    }
+
+    /// Another connection begins to join; it is to end when what is returned is cancelled, which is also how it tells that it is
+    /// done. Of too many the oldest gives way: whoever means it is done in a moment, and whoever sits there keeps nobody out.
+    pub(super) fn joins(&self) -> CancellationToken {
+        let mut joining = lock(&self.joining);
+        joining.retain(|one| !one.is_cancelled());
+        if joining.len() >= MAX_JOINING {
+            let _cancelled = joining.pop_front().map(CancellationToken::drop_guard);
+        }
+        let one = CancellationToken::new();
+        joining.push_back(one.clone());
+        one
+    }
+
+    /// A hello has been said to whoever is dialled, until what is returned is dropped.
+    pub(super) fn greets(&self, nonce: [u8; NONCE]) -> Greeting<'_> {
+        lock(&self.hellos).insert(nonce, false);
+        Greeting { shared: self, nonce }
+    }
+
+    /// A hello has come, and it was proved, from one with this member's own name.
+    pub(super) fn greeted_itself(&self, nonce: [u8; NONCE]) {
+        if let Some(came_back) = lock(&self.hellos).get_mut(&nonce) {
+            *came_back = true;
+        }
     }
 
     pub(super) fn reached(&self, place: usize) {
@@ -330,6 +361,25 @@ impl Shared {
             });
         }
         known
+    }
+}
+
+/// A hello whose answer is waited for.
+pub(super) struct Greeting<'a> {
+    shared: &'a Shared,
+    nonce: [u8; NONCE],
+}
+
+impl Greeting<'_> {
+    /// Whether it was said to this very member.
+    pub(super) fn came_back(&self) -> bool {
+        lock(&self.shared.hellos).get(&self.nonce).copied().unwrap_or_default()
+    }
+}
+
+impl Drop for Greeting<'_> {
+    fn drop(&mut self) {
+        lock(&self.shared.hellos).remove(&self.nonce);
     }
 }
 

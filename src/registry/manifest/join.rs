@@ -22,7 +22,7 @@ pub(super) const MAX_JOIN_FRAME: usize = 256;
 const VERSION: u8 = 1;
 
 const MAGIC: &[u8; 7] = b"picom-m";
-const NONCE: usize = 32;
+pub(super) const NONCE: usize = 32;
 /// Magic, version, flags, owner, birth, nonce, and the length of the address.
 const HEAD: usize = 7 + 1 + 1 + 8 + 8 + NONCE + 1;
 
@@ -33,7 +33,7 @@ pub(super) struct Hello {
     /// The random number of the process.
     pub(super) birth: u64,
     pub(super) locked: bool,
-    nonce: [u8; NONCE],
+    pub(super) nonce: [u8; NONCE],
     /// The address at which the other side is seen.
     pub(super) seen: Option<IpAddr>,
 }

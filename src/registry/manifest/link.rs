@@ -11,16 +11,16 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 use futures::StreamExt;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+use tokio_util::sync::CancellationToken;
 
 use super::engine::Shared;
 use super::frame::MAX_FRAME;
 use super::join::{Hello, MAX_JOIN_FRAME, Proofs, Side};
 use super::record::is_callable;
 use super::seal::{PROOF, Seal};
-use super::table::Unwanted;
+use super::table::{Table, Unwanted};
 
 /// How long joining may take.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,8 +37,8 @@ pub(super) struct Origin {
     pub(super) own: Option<IpAddr>,
     /// Which of the places that are dialled it is.
     pub(super) place: Option<usize>,
-    /// A right to be joining, of which there are not many.
-    pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// The right to be joining, of which there are not many: cancelled when it is taken away, or given back.
+    pub(super) permit: CancellationToken,
 }
 
 /// Why there is no connection any more.
@@ -54,7 +54,7 @@ pub(super) enum End {
 type Reader<I> = FramedRead<ReadHalf<I>, LengthDelimitedCodec>;
 
 /// Joins and speaks until the connection ends.
-pub(super) async fn run<I>(shared: &Arc<Shared>, io: I, mut origin: Origin) -> End
+pub(super) async fn run<I>(shared: &Arc<Shared>, io: I, origin: Origin) -> End
 where
     I: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -63,8 +63,10 @@ where
     let mut reader = FramedRead::new(read, codec);
     let met = tokio::select! {
         met = timeout(JOIN_TIMEOUT, meet(shared, &mut reader, &mut write, &origin)) => met,
+        () = origin.permit.cancelled() => Ok(Err(NotMet::Refused("it had not joined when many others came".to_owned()))),
         () = shared.stop.cancelled() => return End::Refused("the manifest was closed".to_owned()),
     };
+    origin.permit.cancel();
     let (link, mut seals) = match met.unwrap_or_else(|_| Err(NotMet::Refused("it did not join in 5 s".to_owned()))) {
         Ok((link, seals)) => (Up { shared, link }, seals),
         Err(NotMet::Myself) => return End::Myself,
@@ -75,7 +77,6 @@ where
             return End::Refused(why);
         }
     };
-    drop(origin.permit.take());
     if let Some(place) = origin.place {
         shared.reached(place);
     }
@@ -125,6 +126,8 @@ const MYSELF: u8 = 2;
 const TAKEN: u8 = 3;
 const FULL: u8 = 4;
 
+const FALSE_SELF: &str = "it claims to be this very member, and is not";
+
 async fn meet<I>(
     shared: &Arc<Shared>,
     reader: &mut Reader<I>,
@@ -139,6 +142,7 @@ where
     let seen = origin.peer.filter(|_| origin.side == Side::Answered);
     let mine = Hello::new(shared.owner(), shared.birth, secret.is_some(), seen)?;
     let sent = mine.encode();
+    let greeting = (origin.side == Side::Dialled).then(|| shared.greets(mine.nonce));
     let (theirs, hello);
     if origin.side == Side::Dialled {
         put(write, &sent).await?;
@@ -163,19 +167,33 @@ where
     };
     let proofs = Proofs { secret: secret.as_ref(), dialled, answered };
     let (by_dialled, by_answered) = (proofs.seal(Side::Dialled), proofs.seal(Side::Answered));
-    if origin.side == Side::Dialled {
+    if let Some(greeting) = greeting {
         put(write, &proofs.of(Side::Dialled)).await?;
         let proof = take(reader).await?;
         match (*proof == [MYSELF], proof.first()) {
-            (true, _) => return Err(NotMet::Myself),
-            (_, Some(&code)) if proof.len() == 1 => return Err(reason(code).to_owned().into()),
+            // Nobody has proved anything yet, and whoever is told that it is alone takes its table for all there is.
+            (true, _) if greeting.came_back() => return Err(NotMet::Myself),
+            (true, _) => return Err(FALSE_SELF.to_owned().into()),
+            (_, Some(&code)) if proof.len() == 1 => {
+                if code == TAKEN {
+                    // Whoever it is there, it shall not keep this one out.
+                    shared.with(Table::rename);
+                }
+                return Err(reason(code).to_owned().into());
+            }
             _ if !proofs.is_right(Side::Answered, &proof) => return Err(reason(WRONG_SECRET).to_owned().into()),
             _ => {}
         }
-        let up = shared.with(|table, now| table.link_up(hello.owner, hello.birth, now)).map_err(unwanted)?;
+        let up = shared.with(|table, now| table.link_up(hello.owner, hello.birth, now));
+        let up = up.map_err(|why| match unwanted(why) {
+            NotMet::Myself => FALSE_SELF.to_owned().into(),
+            refused => refused,
+        })?;
         if let (Some(place), Some(peer), Some(seen)) = (origin.place, origin.peer, hello.seen) {
-            // Only a loopback address can be where somebody on the same machine sees one.
-            if is_callable(seen) && (peer.is_loopback() || !seen.is_loopback()) {
+            // A loopback address is only what somebody on the same machine can see; and whoever has the port of `local()` must
+            // not move the others away from the machine.
+            let same = peer.is_loopback() == seen.is_loopback();
+            if is_callable(seen) && (same || peer.is_loopback() && shared.settings.local.is_none()) {
                 shared.seen_as(Some(place), seen.to_canonical());
             }
         }
@@ -189,7 +207,10 @@ where
     let wanted = shared.with(|table, _| table.is_wanted(hello.owner, hello.birth));
     if let Err(why) = wanted {
         let code = match why {
-            Unwanted::Myself => MYSELF,
+            Unwanted::Myself => {
+                shared.greeted_itself(hello.nonce);
+                MYSELF
+            }
             Unwanted::Taken => TAKEN,
             Unwanted::Full => FULL,
         };

@@ -25,6 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use self::engine::{FAREWELL, Shared, Standing};
 use self::join::Side;
@@ -49,7 +50,8 @@ const FIRST_WORD: Duration = Duration::from_secs(6);
 /// last, as [`Freshness::Stale`](super::Freshness::Stale), because it cannot know who of all is cut off.
 ///
 /// It is meant for up to about 200 members. Limits of one member: 1,024 records, 256 KiB of them, 8 KiB each; of the table:
-/// 1,024 members and 32 MiB. What is past them is refused and counted in [`Manifest::refusals`], and the rest keeps working.
+/// 1,024 members and 32 MiB. What is past them is refused and counted in [`Manifest::refusals`], and the rest keeps working;
+/// but before a living member is refused, persistent records of members that have left are forgotten, the oldest first.
 ///
 /// Clones are the same member. It lives until the last clone, watch and registration is gone, or until [`Manifest::close`].
 ///
@@ -279,7 +281,12 @@ impl Manifest {
         let shared = Arc::clone(&self.core()?.0);
         let side = if dialled { Side::Dialled } else { Side::Answered };
         tokio::spawn(async move {
-            link::run(&shared, io, Origin { side, peer: None, own: None, place: None, permit: None }).await;
+            link::run(
+                &shared,
+                io,
+                Origin { side, peer: None, own: None, place: None, permit: CancellationToken::new() },
+            )
+            .await;
         });
         Ok(())
     }
@@ -376,8 +383,8 @@ struct Owned {
 impl Drop for Owned {
     fn drop(&mut self) {
         let shared = &self.core.0;
-        // It may have been freed by its id.
-        let _ = shared.with(|table, now| table.free(self.id, now));
+        // It may have been freed by its id. Under which name does not matter: numbers are never used again.
+        let _ = shared.with(|table, now| table.free(RecordId { owner: table.me, ..self.id }, now));
         shared.unfollow(self.id.number);
         shared.publish();
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::engine::{Place, Shared};
 use super::join::Side;
@@ -80,11 +81,11 @@ async fn serve(shared: &Arc<Shared>, listener: &TcpListener) {
                 continue;
             }
         };
-        let permit = Arc::clone(&shared.joining).try_acquire_owned().ok();
-        if permit.is_none() || !shared.settings.allows(peer.ip()) {
+        if !shared.settings.allows(peer.ip()) {
             shared.with(|table, _| table.refusals.joins += 1);
             continue;
         }
+        let permit = shared.joins();
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
@@ -129,7 +130,12 @@ pub(super) async fn dial(shared: Arc<Shared>, place: usize, address: String) {
 async fn join(shared: &Arc<Shared>, place: usize, stream: TcpStream, peer: SocketAddr) -> End {
     let _ = stream.set_nodelay(true);
     let peer = Some(peer.ip().to_canonical());
-    link::run(shared, stream, Origin { side: Side::Dialled, peer, own: None, place: Some(place), permit: None }).await
+    link::run(
+        shared,
+        stream,
+        Origin { side: Side::Dialled, peer, own: None, place: Some(place), permit: CancellationToken::new() },
+    )
+    .await
 }
 
 async fn connect(shared: &Shared, address: &str) -> Result<(TcpStream, SocketAddr), String> {

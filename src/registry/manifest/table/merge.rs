@@ -155,19 +155,25 @@ impl Table {
 
     /// Somebody speaks in my name: my next incarnation says how it is.
     fn defend(&mut self, incarnation: u64, now: Instant) {
-        self.refusals.takeovers += 1;
         let me = self.own(now);
         let next = me.incarnation.max(incarnation).saturating_add(1);
         if next >= MAX_INCARNATION {
-            self.rename(now);
-        } else {
-            me.incarnation = next;
+            return self.rename(now);
         }
+        me.incarnation = next;
+        self.refusals.takeovers += 1;
         self.tell(self.me, None);
     }
 
-    /// No incarnation is left under this name. Another one does as well, because nobody else may use the records by it.
-    fn rename(&mut self, now: Instant) {
+    /// No incarnation is left under this name, or somebody else uses it. Another one does as well, because nobody else may use
+    /// the records by it. At most once per heartbeat: others remember each name for a lifetime, and whoever can force names
+    /// without end would fill their tables.
+    pub(in super::super) fn rename(&mut self, now: Instant) {
+        self.refusals.takeovers += 1;
+        if self.renamed.is_some_and(|at| now.duration_since(at) < self.heartbeat) {
+            return;
+        }
+        self.renamed = Some(now);
         let before = self.me;
         let mut owner = self.owners.remove(&before).unwrap_or_else(|| Owner::new(1, 0, now));
         owner.incarnation = 1;
@@ -182,6 +188,7 @@ impl Table {
         if self.former.len() > MAX_FORMER {
             self.former.remove(0);
         }
+        self.tell(self.me, None);
     }
 
     fn change(&mut self, link: u64, change: Change, now: Instant) {
@@ -197,7 +204,7 @@ impl Table {
             if from != 0 {
                 return self.want_digest(link, now);
             }
-            if !self.has_room() {
+            if !self.has_room(gone) {
                 // Whoever passes it on may be innocent.
                 self.refusals.owners += 1;
                 return;
@@ -268,28 +275,40 @@ impl Table {
         Some(records)
     }
 
-    /// Makes room for another member, at the cost of the memory of one that has left.
-    fn has_room(&mut self) -> bool {
+    /// Makes room for another member, at the cost of the memory of one that has left: for a living one also of one that left
+    /// something persistent, else whoever fills a table with such records would keep everybody out for ever.
+    fn has_room(&mut self, gone: bool) -> bool {
         if self.owners.len() >= MAX_OWNERS {
-            let left = self.owners.iter().filter_map(|(id, owner)| match owner.life {
-                Life::Gone(since) if owner.records.is_empty() && *id != self.me => Some((since, *id)),
-                _ => None,
-            });
-            if let Some((_, id)) = left.min() {
-                self.forget_owner(id);
-            }
+            self.forget_oldest(|_, owner| owner.records.is_empty() || !gone);
         }
         self.owners.len() < MAX_OWNERS
     }
 
+    /// Forgets the one that left longest ago of those that fit, first of those that left nothing. Whether there was one.
+    fn forget_oldest(&mut self, fits: impl Fn(u64, &Owner) -> bool) -> bool {
+        let left = self.owners.iter().filter_map(|(id, owner)| match owner.life {
+            Life::Gone(since) if fits(*id, owner) && *id != self.me => Some((!owner.records.is_empty(), since, *id)),
+            _ => None,
+        });
+        let Some((_, _, oldest)) = left.min() else { return false };
+        let ids = self.owners.get(&oldest).map(|owner| owner.ids(oldest)).unwrap_or_default();
+        ids.into_iter().for_each(|id| self.remove(id));
+        self.forget_owner(oldest);
+        true
+    }
+
     /// Whether the limits allow an owner to grow to this.
-    fn fits(&mut self, link: u64, records: usize, before: usize, after: usize) -> bool {
+    fn fits(&mut self, link: u64, change: &Change, records: usize, before: usize, after: usize) -> bool {
         if records > MAX_RECORDS || after > MAX_OWNER_BYTES {
             self.refusals.records += 1;
             self.refused(link);
             return false;
         }
-        let fits = self.bytes - before + after <= MAX_TABLE_BYTES;
+        let is_full = |table: &Self| table.bytes - before + after > MAX_TABLE_BYTES;
+        let mut fits = !is_full(self);
+        while !fits && !change.gone && self.forget_oldest(|id, owner| !owner.records.is_empty() && id != change.owner) {
+            fits = !is_full(self);
+        }
         self.refusals.owners += u64::from(!fits);
         fits
     }
@@ -299,7 +318,7 @@ impl Table {
         let Some(records) = self.read(link, change) else { return };
         let before = self.owners.get(&change.owner).map_or(0, |owner| owner.bytes);
         let after = records.iter().map(|(_, _, body, _)| body.len()).sum();
-        if !self.fits(link, records.len(), before, after) {
+        if !self.fits(link, change, records.len(), before, after) {
             return;
         }
         let numbers: BTreeSet<_> = records.iter().map(|(number, ..)| *number).collect();
@@ -322,7 +341,7 @@ impl Table {
         let (over, room) = (over.clone().count(), over.sum::<usize>());
         let Some(records) = self.read(link, &change) else { return };
         let added: usize = records.iter().map(|(_, _, body, _)| body.len()).sum();
-        if !self.fits(link, count - over + records.len(), before, before - room + added) {
+        if !self.fits(link, &change, count - over + records.len(), before, before - room + added) {
             return;
         }
         self.put_all(&change, records);

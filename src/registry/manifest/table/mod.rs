@@ -39,6 +39,8 @@ pub(super) struct Table {
     pub(super) me: u64,
     /// The names that this member had before others spoiled them.
     former: Vec<u64>,
+    /// When it took the last of them.
+    renamed: Option<Instant>,
     heartbeat: Duration,
     lifetime: Duration,
     owners: BTreeMap<u64, Owner>,
@@ -80,6 +82,7 @@ impl Table {
         Self {
             me,
             former: Vec::new(),
+            renamed: None,
             heartbeat,
             lifetime,
             owners: BTreeMap::from([(me, Owner::new(1, 0, now))]),
