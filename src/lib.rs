@@ -281,7 +281,7 @@
 //! | in code | as a URL | for |
 //! | --- | --- | --- |
 //! | [`registry::Consul`] | `consul://127.0.0.1:8500` | everything that runs on more than one machine |
-//! | [`registry::Manifest`] | `manifest://local`, `manifest://10.0.0.1:3100` | nodes that find each other without a server |
+//! | [`registry::Manifest`] | `manifest://local`, `manifest://10.0.0.1:3100,10.0.0.2:3100?listen=0.0.0.0:3100&secret-file=…` | nodes that find each other without a server |
 //! | [`registry::Broadcast`] | `broadcast://10.1.255.255:5000`, on one machine `broadcast://` | one machine or one network, without a server |
 //! | [`registry::Fixed`] | `fixed://service1=10.0.0.7:4000` | addresses that somebody else keeps right |
 //! | [`registry::Memory`] | `memory://name` | tests and demonstrations, within one process |

@@ -28,6 +28,8 @@ use crate::state::NodeStatus;
 /// Events that wait for a slow reader; past it the oldest are dropped, and the reader is told how many.
 const MAX_EVENTS: usize = 1024;
 
+/// How often the log says that others may be set up differently.
+const WARNED_EVERY: Duration = Duration::from_secs(60);
 /// How often a refusal is an event; the counters have all of them.
 const REFUSALS_EVERY: Duration = Duration::from_secs(1);
 
@@ -59,6 +61,8 @@ struct State {
     ripe_at: Option<Instant>,
     ripe: bool,
     refusal_told: Option<Instant>,
+    /// When the log last said that others may be set up differently.
+    warned: Option<Instant>,
     duplicate_logged: Option<Instant>,
     /// Where one's own instances without an address are found in this process.
     home: IpAddr,
@@ -77,6 +81,7 @@ impl Node {
             ripe_at: None,
             ripe: false,
             refusal_told: None,
+            warned: None,
             duplicate_logged: None,
             home: Ipv4Addr::LOCALHOST.into(),
             task: None,
@@ -223,6 +228,15 @@ impl Node {
             let heard = datagram.and_then(|datagram| self.sealed_address(datagram));
             if let Err(why) = heard.and_then(|datagram| state.hear(now, source, datagram, &mut news)) {
                 self.refused.count(why);
+                let is_our_own_mistake = matches!(
+                    why,
+                    Refusal::WrongKey | Refusal::Sealed | Refusal::Unsealed | Refusal::OtherVersion
+                );
+                if is_our_own_mistake && state.warned.is_none_or(|at| at + WARNED_EVERY <= now) {
+                    state.warned = Some(now);
+                    let refused = self.refused.read().total();
+                    tracing::warn!(from = %source, ?why, refused, "datagrams of others are refused: do all have the same key?");
+                }
                 if state.refusal_told.is_none_or(|told| told + REFUSALS_EVERY <= now) {
                     state.refusal_told = Some(now);
                     news.push(Event::Refused { from: source, why });

@@ -267,14 +267,27 @@ impl Shared {
 
     /// A record's registration is to be told how it goes.
     pub(super) fn follow(&self, number: u64) -> watch::Receiver<RegistrationState> {
+        // Under the lock, or a change in between would be told to nobody.
+        let mut registrations = lock(&self.registrations);
         let (state, states) = watch::channel(self.standing.borrow().of_registration());
-        lock(&self.registrations).insert(number, state);
+        registrations.insert(number, state);
         states
     }
 
     pub(super) fn unfollow(&self, number: u64) {
         if let Some(state) = lock(&self.registrations).remove(&number) {
             state.send_replace(RegistrationState::Left);
+        }
+    }
+
+    fn log(&self, before: &Standing, now: &Standing) {
+        let registry = self.settings.describe();
+        match (before, now) {
+            (Standing::Isolated(_), Standing::Connected(_)) => tracing::info!(registry, "other members are reached again"),
+            (_, Standing::Isolated(problem)) if !matches!(before, Standing::Isolated(_)) => {
+                tracing::warn!(registry, problem, "no other member is reached; tried again");
+            }
+            _ => tracing::debug!(registry, ?now, "the standing has changed"),
         }
     }
 
@@ -299,23 +312,24 @@ impl Shared {
             return Standing::Unknown;
         }
         let why = troubles.first().map_or_else(|| "the connection is silent".to_owned(), ToString::to_string);
-        Standing::Isolated(format!("{} has no other member connected: {why}", self.settings.describe()))
+        let alone = if self.settings.listen.is_empty() { "; nor can anybody join this one: it does not listen" } else { "" };
+        Standing::Isolated(format!("{} has no other member connected: {why}{alone}", self.settings.describe()))
     }
 
     /// Lets readers see what they have not seen.
     pub(super) fn publish(&self) {
         let standing = self.judge();
-        let changed = self.standing.send_if_modified(|before| {
-            let changed = *before != standing;
-            before.clone_from(&standing);
-            changed
-        });
+        let registrations = lock(&self.registrations);
+        let changed = *self.standing.borrow() != standing;
         if changed {
-            tracing::debug!(?standing, "{}", self.settings.describe());
-            for state in lock(&self.registrations).values() {
+            // Before those who wait for the standing: they look at their registration next.
+            for state in registrations.values() {
                 state.send_replace(standing.of_registration());
             }
+            let before = self.standing.send_replace(standing.clone());
+            self.log(&before, &standing);
         }
+        drop(registrations);
         let touched = self.peek(Table::take_touched);
         let mut services = lock(&self.services);
         services.retain(|_, service| service.publisher.is_watched());
