@@ -8,6 +8,8 @@
 pub(crate) mod broadcast;
 pub(crate) mod consul;
 pub(crate) mod fake_consul;
+#[cfg(all(feature = "consul", feature = "macros"))]
+pub(crate) mod fault;
 #[cfg(unix)]
 pub(crate) mod hosts;
 #[cfg(all(feature = "consul", feature = "macros"))]
