@@ -15,8 +15,9 @@ use picom::Code;
 use picom::registry::{Consul, Freshness, RegistrationState, Registry};
 use support::consul::Agent;
 use support::fake_consul::{FakeConsul, entry, listing};
-use support::fault::{Row, Scene, Traffic, lasts};
+use support::fault::Row;
 use support::process::{self, SERVICE};
+use support::scene::{Scene, Traffic, lasts};
 use support::work::WorkClient;
 use support::{client, instance, passing, state, until};
 use tokio::io::AsyncWriteExt;
@@ -46,7 +47,7 @@ async fn changes(agent: &Agent) -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_killed_and_started_again_with_its_data_costs_no_call() {
     let Some(agent) = Agent::start_kept().await else { return };
-    let mut scene = Scene::with(agent, Duration::from_secs(3)).await;
+    let mut scene = Scene::with(agent, Duration::from_secs(3), &[]).await;
     let traffic = scene.traffic();
     traffic.more(50).await;
     scene.agent.kill();
@@ -222,7 +223,7 @@ async fn three() -> Option<[Agent; 3]> {
 #[ignore = "takes half a minute"]
 async fn no_leader_for_15_seconds_costs_no_call_and_no_instance() {
     let Some([leader, other, left]) = three().await else { return };
-    let scene = Scene::with(left, TTL).await;
+    let scene = Scene::with(left, TTL, &[]).await;
     let mut watch = Consul::new(&scene.agent.url()).unwrap().watch(SERVICE);
     until(&mut watch, "all three", |e| e.usable().len() == 3).await;
     let fewest = Arc::new(AtomicUsize::new(3));
@@ -255,7 +256,7 @@ async fn no_leader_for_15_seconds_costs_no_call_and_no_instance() {
 #[ignore = "takes half a minute"]
 async fn services_whose_agent_is_cut_off_from_the_servers_are_called_on() {
     let Some([leader, own, _other]) = three().await else { return };
-    let scene = Scene::with(own, TTL).await;
+    let scene = Scene::with(own, TTL, &[]).await;
     let callers = [client(&leader), client(&leader)];
     let traffic = Traffic::start(&callers);
     traffic.more(50).await;

@@ -13,14 +13,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use picom::registry::Memory;
-use picom::{Code, Methods, Picom, Status};
+use picom::{Methods, Picom, Status};
 use serde_json::json;
 use support::client;
 use support::consul::Agent;
 use support::eventually;
-use support::fault::{Row, Scene, Traffic, lasts};
+use support::fault::Row;
 use support::process::{self, SERVICE};
 use support::proxy::{Mode, Proxy};
+use support::scene::{Scene, Traffic, lasts};
 use support::work::WorkClient;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -79,24 +80,17 @@ async fn a_connection_that_loses_everything_is_noticed_in_six_seconds_and_leaves
     proxies[0].set(Mode::Hold);
     lasts(NOTICED + Duration::from_secs(1)).await;
     let report = scene.finish(traffic).await;
-    let timeouts = timeouts(&report);
     drop(callers);
     let dropped = Instant::now();
     eventually("nothing is open to the peer that is cut off", async || sockets_to(proxies[0].addr) == 0).await;
     Row::new(11, "half-open: one of three peers loses all packets both ways")
         .at_most("noticed after", report.at_full_rate().failover().1, NOTICED)
-        .at_most("timeouts in % of calls", timeouts, 0.1)
+        .at_most("timeouts in % of calls", report.timeouts(), 0.1)
         .at_most("failed idempotent calls", report.failed_looks(None), 0)
         .at_most("connections closed after", dropped.elapsed(), Duration::from_secs(30))
         .also("other calls lost that had been sent", report.failed().len())
         .also("calls", report.outcomes.len())
         .finish();
-}
-
-fn timeouts(report: &support::load::Report) -> f64 {
-    let late =
-        |call: &&&support::load::Outcome| call.error.as_ref().is_some_and(|e| e.code() == Code::DeadlineExceeded);
-    100.0 * report.failed().iter().filter(late).count() as f64 / report.outcomes.len() as f64
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -228,7 +222,7 @@ async fn a_service_frozen_for_a_minute_is_left_alone_and_has_its_share_again_soo
     let report = scene.finish(traffic).await;
     Row::new(10, "one of three frozen for 60 s, then thawed")
         .at_most("noticed after", report.at_full_rate().failover().1, NOTICED)
-        .at_most("timeouts in % of calls", timeouts(&report), 0.1)
+        .at_most("timeouts in % of calls", report.timeouts(), 0.1)
         .at_most("failed idempotent calls", report.failed_looks(None), 0)
         .at_most("share back after", back, Duration::from_secs(15))
         .also("other calls lost that had been sent", report.failed().len())

@@ -2,7 +2,7 @@
 //!
 //! Owns only tests; each has a scripted Consul of its own. Look next at `support/fake_consul.rs`, and at
 //! `registry_consul_faults_register.rs` for the same trouble on the registering side.
-#![cfg(all(feature = "consul", feature = "macros"))]
+#![cfg(feature = "consul")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod support;

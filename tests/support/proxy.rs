@@ -53,7 +53,12 @@ struct Counts {
 
 impl Proxy {
     pub(crate) async fn start(target: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), target).await
+    }
+
+    /// Listens at this address, which is one of the loopback interface.
+    pub(crate) async fn start_at(addr: SocketAddr, target: SocketAddr) -> Self {
+        let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let mode = watch::Sender::new(Mode::Pass);
         let counts = Arc::new(Counts::default());
