@@ -143,7 +143,7 @@ async fn a_wall_clock_that_jumps_by_an_hour_costs_no_call_and_no_beat() {
     let scene = Scene::with(agent, Duration::from_secs(3), &variables).await;
     let traffic = scene.traffic();
     traffic.more(50).await;
-    let before = changes(&scene.agent).await;
+    let before = scene.changes().await;
     for hours in [1, -1] {
         let jump = hours * 3600_i64;
         file.write_all_at(&jump.to_ne_bytes(), 0).unwrap();
@@ -152,22 +152,13 @@ async fn a_wall_clock_that_jumps_by_an_hour_costs_no_call_and_no_beat() {
         // Longer than the TTL.
         lasts(Duration::from_millis(3500)).await;
     }
-    let changed = before.iter().zip(changes(&scene.agent).await).filter(|(before, after)| **before != *after).count();
+    let changed = scene.changed_since(&before).await;
     let report = scene.finish(traffic).await;
     Row::new(18, "wall clock of the services jumps an hour ahead, then to an hour behind")
         .at_most("services that missed their TTL of 3 s", changed, 0)
         .at_most("failed calls", report.at_full_rate().failed().len(), 0)
         .also("calls", report.outcomes.len())
         .finish();
-}
-
-/// When Consul last saw the checks of the services change, one number each.
-async fn changes(agent: &Agent) -> Vec<u64> {
-    let checks = agent.get(&format!("/v1/health/checks/{SERVICE}")).await;
-    let mut changes: Vec<_> =
-        checks.as_array().unwrap().iter().map(|check| check["ModifyIndex"].as_u64().unwrap()).collect();
-    changes.sort_unstable();
-    changes
 }
 
 /// Two agents under one name, which a file of hosts says where to find.

@@ -35,15 +35,6 @@ fn a_process_of_its_own() {
     process::main_if_asked();
 }
 
-/// When Consul last saw the checks of the services change, one number each.
-async fn changes(agent: &Agent) -> Vec<u64> {
-    let checks = agent.get(&format!("/v1/health/checks/{SERVICE}")).await;
-    let mut changes: Vec<_> =
-        checks.as_array().unwrap().iter().map(|check| check["ModifyIndex"].as_u64().unwrap()).collect();
-    changes.sort_unstable();
-    changes
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_killed_and_started_again_with_its_data_costs_no_call() {
     let Some(agent) = Agent::start_kept().await else { return };
@@ -172,7 +163,7 @@ async fn an_agent_that_takes_no_more_connections_still_gets_every_beat() {
     let Some(scene) = Scene::start(Duration::from_secs(3)).await else { return };
     let traffic = scene.traffic();
     traffic.more(50).await;
-    let before = changes(&scene.agent).await;
+    let before = scene.changes().await;
     let host = scene.agent.url().trim_start_matches("http://").to_owned();
     // Consul takes 200 from one address.
     let mut kept = Vec::new();
@@ -187,8 +178,7 @@ async fn an_agent_that_takes_no_more_connections_still_gets_every_beat() {
     lasts(Duration::from_secs(5)).await;
     drop(kept);
     passing(&scene.agent, 3).await;
-    let after = changes(&scene.agent).await;
-    let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+    let changed = scene.changed_since(&before).await;
     let report = scene.finish(traffic).await;
     Row::new(8, "agent takes no more connections for 5 s, TTL 3 s")
         .at_most("services that missed their TTL", changed, 0)
@@ -200,14 +190,13 @@ async fn an_agent_that_takes_no_more_connections_still_gets_every_beat() {
 #[ignore = "takes twelve seconds"]
 async fn a_service_that_stands_still_for_eight_seconds_is_never_critical() {
     let Some(scene) = Scene::start(TTL).await else { return };
-    let before = changes(&scene.agent).await;
+    let before = scene.changes().await;
     scene.processes[0].freeze();
     lasts(Duration::from_secs(8)).await;
     scene.processes[0].thaw();
     // What is to be seen of it is seen after its next beat.
     lasts(Duration::from_secs(2)).await;
-    let after = changes(&scene.agent).await;
-    let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count();
+    let changed = scene.changed_since(&before).await;
     Row::new(19, "service stands still for 8 s, TTL 30 s").at_most("times critical", changed, 0).finish();
 }
 

@@ -19,10 +19,10 @@ use support::client;
 use support::consul::Agent;
 use support::eventually;
 use support::fault::Row;
-use support::process::{self, SERVICE};
+use support::process::{self, Process, SERVICE, Setup};
 use support::proxy::{Mode, Proxy};
 use support::scene::{Scene, Traffic, lasts};
-use support::work::WorkClient;
+use support::work::{Journal, WorkClient};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
@@ -137,6 +137,31 @@ async fn resets_half_closed_and_slow_connections_fail_no_idempotent_call() {
         .at_most("failed idempotent calls", report.at_full_rate().failed_looks(None), 0)
         .also("longest failover", report.failover().1)
         .also("other calls lost that had been sent", report.failed().len())
+        .finish();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn services_of_one_name_that_start_at_once_never_share_an_id() {
+    let Some(agent) = Agent::start().await else { return };
+    let journal = Journal::new();
+    let setup = Setup::new(&agent, Duration::from_secs(3), journal.path());
+    let begun = Instant::now();
+    let processes = tokio::join!(Process::start(&setup), Process::start(&setup), Process::start(&setup));
+    let typed: WorkClient = client(&agent).client(SERVICE);
+    for process in [&processes.0, &processes.1, &processes.2] {
+        eventually("it is reached", async || typed.who().await.is_ok_and(|pid| pid == process.pid())).await;
+    }
+    let reached = begun.elapsed();
+    let services = agent.get("/v1/agent/services").await;
+    let ids = services.as_object().unwrap().values().filter(|service| service["Service"] == SERVICE).count();
+    // A fixed port is part of the id, and only one can listen there.
+    let port = processes.0.addr.port();
+    let second = Picom::builder(SERVICE).registry(Memory::new()).bind("127.0.0.1").port(port).build().unwrap();
+    let refused = second.expose(Methods::new()).await.map(drop);
+    assert!(refused.as_ref().is_err_and(|error| error.to_string().contains(&port.to_string())), "{refused:?}");
+    Row::new(21, "three processes of one name start at once, a fourth wants a taken port")
+        .at_most("shared ids", 3 - ids, 0)
+        .at_most("all reached after (two beats)", reached, Duration::from_secs(2))
         .finish();
 }
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::consul::Agent;
 use super::load::{Kind, Load, Outcome, Report, percentile};
-use super::process::{Process, Setup};
+use super::process::{Process, SERVICE, Setup};
 use super::work::{EFFORT, Journal};
 use super::{client, passing};
 
@@ -56,6 +56,22 @@ impl Scene {
         }
         passing(&agent, 3).await;
         Self { agent, setup, processes, journal }
+    }
+
+    /// When Consul last saw the check of each service change, as numbers.
+    pub(crate) async fn changes(&self) -> Vec<u64> {
+        let checks = self.agent.get(&format!("/v1/health/checks/{SERVICE}")).await;
+        let checks = checks.as_array().expect("a list");
+        let mut changes: Vec<_> = checks.iter().filter_map(|check| check["ModifyIndex"].as_u64()).collect();
+        assert_eq!(changes.len(), self.processes.len(), "a check for each service: {checks:#?}");
+        changes.sort_unstable();
+        changes
+    }
+
+    /// How many checks have changed since then: one that misses its TTL changes, and changes again with the next beat.
+    pub(crate) async fn changed_since(&self, before: &[u64]) -> usize {
+        let now = self.changes().await;
+        now.iter().filter(|change| !before.contains(change)).count()
     }
 
     /// Two callers that find the services through the agent.
