@@ -19,7 +19,7 @@ use support::fault::Row;
 use support::process::{self, SERVICE};
 use support::scene::{Scene, Traffic, lasts};
 use support::work::WorkClient;
-use support::{client, instance, passing, state, until};
+use support::{client, eventually, instance, passing, state, until};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -29,6 +29,15 @@ use tokio_util::task::AbortOnDropHandle;
 const TTL: Duration = Duration::from_secs(30);
 /// The pause between two beats at that TTL.
 const BEAT: Duration = Duration::from_secs(10);
+
+/// Waits until the agent can be asked again.
+async fn answers(agent: &Agent) {
+    eventually("the agent answers", async || {
+        let answer = agent.http("GET", "/v1/health/service/nobody", None, "").await;
+        answer.is_some_and(|answer| answer.status == 200)
+    })
+    .await;
+}
 
 #[test]
 fn a_process_of_its_own() {
@@ -46,6 +55,7 @@ async fn an_agent_killed_and_started_again_with_its_data_costs_no_call() {
     lasts(Duration::from_secs(4)).await;
     scene.agent.restart().await;
     let begun = Instant::now();
+    answers(&scene.agent).await;
     passing(&scene.agent, 3).await;
     let passed = begun.elapsed();
     traffic.more(100).await;
@@ -177,6 +187,7 @@ async fn an_agent_that_takes_no_more_connections_still_gets_every_beat() {
     // More than a TTL: who could not beat would be critical by now.
     lasts(Duration::from_secs(5)).await;
     drop(kept);
+    answers(&scene.agent).await;
     passing(&scene.agent, 3).await;
     let changed = scene.changed_since(&before).await;
     let report = scene.finish(traffic).await;
@@ -226,11 +237,13 @@ async fn no_leader_for_15_seconds_costs_no_call_and_no_instance() {
     traffic.more(50).await;
     leader.stop();
     other.stop();
-    lasts(Duration::from_secs(15)).await;
-    let none = scene.agent.http("GET", "/v1/health/service/x", None, "").await;
+    // Consul itself waits for a leader for some seconds before it says that there is none.
+    let ((), none) =
+        tokio::join!(lasts(Duration::from_secs(15)), scene.agent.http("GET", "/v1/health/service/nobody", None, ""));
     assert!(none.as_ref().is_none_or(|answer| answer.status != 200), "there is a leader: {none:?}");
     leader.cont();
     other.cont();
+    answers(&scene.agent).await;
     passing(&scene.agent, 3).await;
     traffic.more(50).await;
     let report = scene.finish(traffic).await;

@@ -74,7 +74,7 @@ fn sockets_to(addr: SocketAddr) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_loses_everything_is_noticed_in_six_seconds_and_leaves_nothing_open() {
-    let Some(Proxied { scene, proxies, callers, .. }) = proxied().await else { return };
+    let Some(Proxied { scene, proxies, callers, _agent }) = proxied().await else { return };
     let traffic = Traffic::start(&callers);
     traffic.more(100).await;
     proxies[0].set(Mode::Hold);

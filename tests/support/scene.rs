@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use picom::{Code, Picom};
 use tokio::time::{Instant, sleep};
 
@@ -105,8 +106,7 @@ impl Traffic {
 
     async fn finish(self) -> Report {
         let mut all = Report { outcomes: Vec::new(), took: Duration::ZERO };
-        for load in self.0 {
-            let report = load.finish().await;
+        for report in join_all(self.0.into_iter().map(Load::finish)).await {
             all.took = all.took.max(report.took);
             all.outcomes.extend(report.outcomes);
         }
