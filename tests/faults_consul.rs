@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use picom::Code;
 use picom::registry::{Consul, Freshness, RegistrationState, Registry};
+use picom::{Code, Picom};
 use support::consul::Agent;
 use support::fake_consul::{FakeConsul, entry, listing};
 use support::fault::Row;
@@ -74,7 +74,9 @@ async fn gone(row: Row, outage: Duration) {
     traffic.more(50).await;
     scene.agent.kill();
     let called = Instant::now();
-    let fresh: WorkClient = client(&scene.agent).client(SERVICE);
+    // With settings of its own, or it would know what the others in this process have remembered.
+    let registry = Consul::new(&scene.agent.url()).unwrap().token("of another process");
+    let fresh: WorkClient = Picom::builder("fresh").registry(registry).build().unwrap().client(SERVICE);
     let error = fresh.who().await.unwrap_err();
     let told = called.elapsed();
     assert!(error.code() == Code::Unavailable && error.to_string().contains(&scene.agent.url()), "{error}");
@@ -153,7 +155,7 @@ async fn an_empty_list_for_five_seconds_costs_no_call() {
     let entries: Vec<_> =
         scene.processes.iter().map(|process| entry(&process.addr.to_string(), process.addr.port())).collect();
     let fake = FakeConsul::listing(100, &entries).await;
-    let caller = || picom::Picom::builder("caller").registry(Consul::new(&fake.url()).unwrap()).build().unwrap();
+    let caller = || Picom::builder("caller").registry(Consul::new(&fake.url()).unwrap()).build().unwrap();
     let traffic = Traffic::start(&[caller(), caller()]);
     traffic.more(50).await;
     fake.becomes(listing(101, &[]));
