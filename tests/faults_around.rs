@@ -301,7 +301,7 @@ fn peak(requests: &[Request], from: Instant) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes a minute"]
+#[ignore = "takes a minute, and the peak is far above its metric"]
 async fn five_hundred_who_beat_and_watch_spread_out_when_their_agent_restarts() {
     let memory = Memory::default();
     let before = memory.clone();

@@ -217,7 +217,8 @@ async fn a_program_that_says_nothing_at_the_port_of_a_dead_service_costs_no_call
                 kept.push(stream);
             }
         });
-        tokio_util::task::AbortOnDropHandle::new(listening)
+        // A handle is a future itself, and not to be waited for.
+        Some(tokio_util::task::AbortOnDropHandle::new(listening))
     };
     replaced(Row::new(23, "port of a killed service taken by a program that says nothing"), take_over, |row| row).await;
 }

@@ -19,6 +19,7 @@ impl Row {
     }
 
     /// Notes a figure, which must not be above `limit`.
+    #[allow(clippy::needless_pass_by_value, reason = "figures are small, and a limit reads better without a reference")]
     pub(crate) fn at_most<T: PartialOrd + Debug>(mut self, what: &str, figure: T, limit: T) -> Self {
         let missed = figure > limit;
         self.missed |= missed;
