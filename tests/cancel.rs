@@ -10,6 +10,7 @@ use futures::{StreamExt, stream};
 use picom::registry::Fixed;
 use picom::{Code, Context, Execution, Methods, Picom, Status, Streaming};
 use support::eventually;
+use support::fault::Row;
 use support::nodes::{Guards, PROMPT, Pair, SERVICE, Witness, pair, pair_with, witness};
 use support::peer::{self, Hello, Peer};
 use support::proxy::{Mode, Proxy};
@@ -96,7 +97,7 @@ async fn dropping_a_stream_drops_its_handler() {
     witness.began().await;
     let dropped = Instant::now();
     drop(items);
-    witness.ended_promptly(dropped).await;
+    let begun = witness.ended_promptly(dropped).await;
 
     // One that nobody has read, and whose body has not ended.
     let body = stream::iter([7u64]).chain(stream::pending());
@@ -104,7 +105,10 @@ async fn dropping_a_stream_drops_its_handler() {
     witness.began().await;
     let dropped = Instant::now();
     drop(items);
-    witness.ended_promptly(dropped).await;
+    let unread = witness.ended_promptly(dropped).await;
+    Row::new(30, "caller gives up in the middle of a stream")
+        .at_most("handler gone after", begun.max(unread), PROMPT)
+        .finish();
     pair.client.fetch::<()>(SERVICE, "ping", ()).await.expect("the connection lives");
 }
 

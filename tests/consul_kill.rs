@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use picom::Execution;
 use support::consul::Agent;
+use support::fault::Row;
 use support::load::{Kind, Load, percentile};
 use support::process::{self, Process, Setup};
 use support::work::{EFFORT, Journal};
@@ -58,4 +59,10 @@ async fn killing_each_of_three_in_turn_fails_no_idempotent_call_and_runs_no_othe
     println!("failover p99 {p99:.1?}, of which the handler takes {EFFORT:?} or a stream 40 ms");
     assert!(!p99.is_zero(), "nothing was under way when a process died, so nothing was tested: {report}");
     assert!(p99 < FAILOVER, "failover took {p99:?}: {report}");
+    Row::new(9, "each of three killed in turn at 500 calls/s")
+        .at_most("failed idempotent calls", report.failed_looks(None), 0)
+        .at_most("failover p99", report.failover().0, Duration::from_millis(50))
+        .also("longest failover", report.failover().1)
+        .also("other calls lost that had been sent", failed.len())
+        .finish();
 }

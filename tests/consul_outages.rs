@@ -12,6 +12,7 @@ use picom::registry::{Consul, RegistrationState};
 use picom::{Code, Execution, Exposed, Methods, Picom, Status};
 use support::consul::Agent;
 use support::fake_consul::{FakeConsul, Reply, entry, listing};
+use support::fault::Row;
 use support::load::{Kind, Load};
 use support::process::{self, Process, SERVICE, Setup};
 use support::work::{Journal, WorkClient};
@@ -54,9 +55,13 @@ async fn a_frozen_service_is_not_called_until_it_lives_again() {
     assert_eq!((error.code(), error.execution()), (Code::Unavailable, Execution::Never), "{error}");
 
     frozen.thaw();
+    let thawed = Instant::now();
     assert_eq!(passing(&agent, 1).await, [frozen.addr.port()], "it is back by itself");
     // The caller hears of it from Consul a moment later; until then it says at once that there is nobody.
     eventually("it is called again", async || typed.act(2).await.is_ok_and(|pid| pid == frozen.pid())).await;
+    Row::new(20, "TTL of 2 s missed, then the service goes on")
+        .at_most("called again after (a beat is 0.67 s)", thawed.elapsed(), Duration::from_secs(2) / 3)
+        .finish();
     other.thaw();
     passing(&agent, 2).await;
     answers(other.pid()).await;
@@ -77,12 +82,16 @@ async fn an_agent_that_has_forgotten_everything_costs_no_call() {
     agent.restart_empty().await;
     let begun = Instant::now();
     let mut after = passing(&agent, 3).await;
-    println!("all registered again {:.1?} after the agent", begun.elapsed());
+    let back = begun.elapsed();
     load.more(300).await;
     let report = load.finish().await;
     println!("agent restarted empty: {report}");
     assert!(report.failed().is_empty(), "{report}: {:#?}", report.failed());
     report.check(&journal.read());
+    Row::new(2, "agent restarted without memory, TTL 3 s")
+        .at_most("all listed again after (a beat and TTL/6)", back, Duration::from_millis(1500))
+        .at_most("failed calls of any kind", report.failed().len(), 0)
+        .finish();
     after.sort_unstable();
     let mut before = before;
     before.sort_unstable();

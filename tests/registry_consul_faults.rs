@@ -12,6 +12,7 @@ use std::time::Duration;
 use picom::registry::{Consul, Endpoints, Freshness, Registry, Tier, Watch};
 use serde_json::{Value, json};
 use support::fake_consul::{FakeConsul, Reply, Request, entry, listing};
+use support::fault::Row;
 use support::until;
 
 fn consul(fake: &FakeConsul) -> Consul {
@@ -42,7 +43,11 @@ async fn an_index_that_goes_backwards_leads_to_a_fresh_reading() {
     let fake = FakeConsul::listing(100, &[entry("one", 1)]).await;
     let mut watch = watching_one(&fake).await;
     fake.becomes(listing(5, &[entry("two", 2)]));
+    let turned = tokio::time::Instant::now();
     until(&mut watch, "the new list", |e| live(e, &["two"])).await;
+    Row::new(7, "Consul's index goes backwards")
+        .at_most("change seen after", turned.elapsed(), Duration::from_secs(2))
+        .finish();
     let requests = fake.asked("a query from the lower index", |r| r.iter().any(|r| r.index() == Some(5))).await;
     assert_eq!(health_queries(&requests), [None, Some(100), None, Some(5)]);
 }
@@ -61,6 +66,9 @@ async fn an_index_of_zero_does_not_become_a_busy_loop() {
     let _watch = consul(&fake).watch("service1");
     let requests = fake.asked("seven readings", |requests| requests.len() >= 7).await;
     let gap = requests[6].at - requests[4].at;
+    Row::new(7, "Consul's index is 0")
+        .at_most("requests a second after the burst", 2.0 / gap.as_secs_f64(), 2.0)
+        .finish();
     assert!(gap > Duration::from_millis(1800), "after the burst, two readings took only {gap:?}");
     assert!(health_queries(&requests)[1..].iter().all(|index| *index == Some(1)));
 }

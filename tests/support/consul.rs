@@ -76,9 +76,7 @@ impl Agent {
             let mut agents = [0, 1, 2].map(|number| {
                 let http_port = ports[number][0];
                 let folder = env::temp_dir().join(format!("picom-consul-{http_port}"));
-                let arguments = server_arguments(number, &ports, &folder);
-                let child = spawn(&program, &arguments);
-                Self { program: program.clone(), http_port, https: false, arguments, folder: Some(folder), child }
+                Self::server(&program, server_arguments(number, &ports, &folder), http_port, folder)
             });
             let mut ready = true;
             for agent in &mut agents {
@@ -89,6 +87,26 @@ impl Agent {
             }
         }
         panic!("three consul servers found no leader within {START_TIMEOUT:?}");
+    }
+
+    /// One server that keeps what it knows on disk.
+    pub(crate) async fn start_kept() -> Option<Self> {
+        let program = program()?;
+        // Ports can be lost here as everywhere.
+        for _ in 0..3 {
+            let ports = [free_ports()];
+            let folder = env::temp_dir().join(format!("picom-consul-{}", ports[0][0]));
+            let mut agent = Self::server(&program, server_arguments(0, &ports, &folder), ports[0][0], folder);
+            if agent.ready().await {
+                return Some(agent);
+            }
+        }
+        panic!("consul did not start within {START_TIMEOUT:?} on any of three sets of ports");
+    }
+
+    fn server(program: &Path, arguments: Vec<String>, http_port: u16, folder: PathBuf) -> Self {
+        let child = spawn(program, &arguments);
+        Self { program: program.to_owned(), http_port, https: false, arguments, folder: Some(folder), child }
     }
 
     /// Which of the agents leads; `None` while nobody is known to.
@@ -164,9 +182,14 @@ impl Agent {
         let _ = self.child.wait();
     }
 
-    /// Starts the agent again on the same ports, without any memory, and waits until it has a leader. For an agent of
-    /// its own, not for one of three.
+    /// Starts the agent again on the same ports, without any memory, and waits until it has a leader.
     pub(crate) async fn restart_empty(&mut self) {
+        assert!(self.folder.is_none(), "this agent keeps what it knows");
+        self.restart().await;
+    }
+
+    /// Starts the agent again on the same ports, with what it has kept, and waits until there is a leader.
+    pub(crate) async fn restart(&mut self) {
         self.kill();
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
@@ -291,8 +314,8 @@ fn spawn(program: &Path, arguments: &[String]) -> Child {
         .expect("the consul program can be started")
 }
 
-/// What makes a server of three, with elections as quick as Consul can.
-fn server_arguments(number: usize, ports: &[[u16; 3]; 3], folder: &Path) -> Vec<String> {
+/// What makes one of so many servers as there are ports, with elections as quick as Consul can.
+fn server_arguments(number: usize, ports: &[[u16; 3]], folder: &Path) -> Vec<String> {
     let [http_port, server, lan] = ports[number];
     let config = "performance { raft_multiplier = 1 }  autopilot { cleanup_dead_servers = false }";
     let mut arguments: Vec<String> = [
@@ -310,8 +333,6 @@ fn server_arguments(number: usize, ports: &[[u16; 3]; 3], folder: &Path) -> Vec<
         "-1",
         "-log-level",
         "err",
-        "-bootstrap-expect",
-        "3",
         "-retry-interval",
         "1s",
         "-hcl",
@@ -319,6 +340,7 @@ fn server_arguments(number: usize, ports: &[[u16; 3]; 3], folder: &Path) -> Vec<
     ]
     .map(str::to_owned)
     .to_vec();
+    arguments.extend(["-bootstrap-expect".to_owned(), ports.len().to_string()]);
     arguments.extend(["-node".to_owned(), format!("lab{number}")]);
     arguments.extend(["-data-dir".to_owned(), folder.display().to_string()]);
     for (flag, port) in [("-http-port", http_port), ("-server-port", server), ("-serf-lan-port", lan)] {

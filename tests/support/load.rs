@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,6 +37,7 @@ pub(crate) enum Kind {
 pub(crate) struct Outcome {
     pub(crate) id: u64,
     pub(crate) kind: Kind,
+    pub(crate) begun: Instant,
     pub(crate) took: Duration,
     /// How many attempts it took, if that is known.
     pub(crate) attempts: u32,
@@ -68,7 +69,10 @@ impl Load {
             // If a tick comes late, the next ones make up for it.
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
             let mut calls = JoinSet::new();
-            for (id, &kind) in (1..).zip(kinds.iter().cycle()) {
+            for &kind in kinds.iter().cycle() {
+                // Of all callers in this process, so that they can share a journal.
+                static NEXT: AtomicU64 = AtomicU64::new(1);
+                let id = NEXT.fetch_add(1, Ordering::Relaxed);
                 ticks.tick().await;
                 if stopped.load(Ordering::Relaxed) {
                     break;
@@ -79,7 +83,7 @@ impl Load {
                     let result = call(&client, kind, id).await;
                     let took = begun.elapsed();
                     let attempts = result.as_ref().map_or_else(Status::attempts, |attempts| *attempts);
-                    let outcome = Outcome { id, kind, took, attempts, error: result.err() };
+                    let outcome = Outcome { id, kind, begun, took, attempts, error: result.err() };
                     results.lock().expect("nobody panics with it").push(outcome);
                 });
                 while calls.try_join_next().is_some() {}

@@ -8,6 +8,7 @@
 pub(crate) mod broadcast;
 pub(crate) mod consul;
 pub(crate) mod fake_consul;
+pub(crate) mod fault;
 #[cfg(unix)]
 pub(crate) mod hosts;
 #[cfg(all(feature = "consul", feature = "macros"))]
@@ -17,6 +18,8 @@ pub(crate) mod peer;
 #[cfg(all(feature = "consul", feature = "macros"))]
 pub(crate) mod process;
 pub(crate) mod proxy;
+#[cfg(all(feature = "consul", feature = "macros"))]
+pub(crate) mod scene;
 pub(crate) mod tap;
 #[cfg(all(feature = "consul", feature = "macros"))]
 pub(crate) mod work;

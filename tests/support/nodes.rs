@@ -123,9 +123,10 @@ impl Witness {
         }
     }
 
-    /// Waits until a handler has ended, which must be soon after `since`.
-    pub(crate) async fn ended_promptly(&mut self, since: Instant) {
+    /// Waits until a handler has ended, which must be soon after `since`, and says how soon.
+    pub(crate) async fn ended_promptly(&mut self, since: Instant) -> Duration {
         let took = self.ended().await.saturating_duration_since(since);
         assert!(took <= PROMPT, "the handler was dropped only after {took:?}");
+        took
     }
 }

@@ -5,6 +5,7 @@
 //! `work.rs` for the service that such a process exposes.
 
 use std::env;
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ const CONSUL: &str = "PICOM_TEST_CONSUL";
 const TTL_MS: &str = "PICOM_TEST_TTL_MS";
 const JOURNAL: &str = "PICOM_TEST_JOURNAL";
 const DRAIN_MS: &str = "PICOM_TEST_DRAIN_MS";
+/// With what right it asks Consul, if it needs any.
+pub(crate) const TOKEN: &str = "PICOM_TEST_TOKEN";
 /// Begins the lines that are for the test: the test harness of the child writes others.
 const MARK: &str = "@picom ";
 
@@ -39,12 +42,23 @@ pub(crate) struct Setup {
     /// Where it writes which calls it ran.
     pub(crate) journal: PathBuf,
     pub(crate) drain_timeout: Duration,
+    /// What it finds in its environment besides.
+    pub(crate) variables: Vec<(&'static str, String)>,
+    /// The program and arguments that start it, if it is not to be started directly; they must end by becoming it.
+    pub(crate) through: Vec<String>,
 }
 
 impl Setup {
     pub(crate) fn new(agent: &Agent, ttl: Duration, journal: &Path) -> Self {
         let drain_timeout = Duration::from_secs(10);
-        Self { consul: agent.url(), ttl, journal: journal.to_owned(), drain_timeout }
+        Self {
+            consul: agent.url(),
+            ttl,
+            journal: journal.to_owned(),
+            drain_timeout,
+            variables: Vec::new(),
+            through: Vec::new(),
+        }
     }
 }
 
@@ -64,10 +78,13 @@ impl Process {
     /// Starts a process and waits until `expose` has returned in it.
     pub(crate) async fn start(setup: &Setup) -> Self {
         let program = env::current_exe().expect("the test knows its own program");
-        let mut command = match on_path("setpriv") {
-            Some(setpriv) => {
-                let mut command = Command::new(setpriv);
-                command.args(["--pdeathsig", "KILL"]).arg(program);
+        let die_with_us =
+            on_path("setpriv").map(|setpriv| [setpriv.display().to_string(), "--pdeathsig".into(), "KILL".into()]);
+        let mut words = die_with_us.into_iter().flatten().chain(setup.through.iter().cloned()).map(OsString::from);
+        let mut command = match words.next() {
+            Some(first) => {
+                let mut command = Command::new(first);
+                command.args(words).arg(program);
                 command
             }
             None => Command::new(program),
@@ -78,6 +95,7 @@ impl Process {
             .env(TTL_MS, setup.ttl.as_millis().to_string())
             .env(JOURNAL, &setup.journal)
             .env(DRAIN_MS, setup.drain_timeout.as_millis().to_string())
+            .envs(setup.variables.iter().cloned())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -171,8 +189,13 @@ async fn serve(consul: &str) {
         let _ = tokio::io::stdin().read_to_end(&mut Vec::new()).await;
         std::process::exit(3);
     });
+    let registry = Consul::new(consul).unwrap().ttl(milliseconds(TTL_MS));
+    let registry = match env::var(TOKEN) {
+        Ok(token) => registry.token(token),
+        Err(_) => registry,
+    };
     let node = Picom::builder(SERVICE)
-        .registry(Consul::new(consul).unwrap().ttl(milliseconds(TTL_MS)))
+        .registry(registry)
         .bind("127.0.0.1")
         .drain_timeout(milliseconds(DRAIN_MS))
         .build()

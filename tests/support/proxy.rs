@@ -1,13 +1,14 @@
 //! A TCP proxy that breaks things on demand.
 //!
-//! Owns the faults of a network: lost connections, silence, slowness, a half that closes. It must never look at the bytes.
+//! Owns the faults of a network: lost connections, silence, slowness, a half that closes. Its delays are random but seeded. It must never look at the bytes.
 //! Look next at `peer.rs` for faults of a peer.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,10 +22,18 @@ pub(crate) enum Mode {
     Pass,
     /// Keeps them, both ways, like a network that loses everything.
     Hold,
+    /// Keeps those that come from the target; the others get there.
+    HoldBack,
+    /// Passes them on, each piece up to so much later.
+    Delay(Duration),
     /// Passes one byte at a time, so many apart.
     Trickle(Duration),
+    /// Says to the caller that the target has nothing more to say; the caller's own half stays open.
+    HalfClose,
     /// Closes every connection, and every new one.
     Cut,
+    /// Resets every connection, and every new one.
+    Reset,
 }
 
 /// Stands between a client and `target`.
@@ -44,11 +53,17 @@ struct Counts {
 
 impl Proxy {
     pub(crate) async fn start(target: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), target).await
+    }
+
+    /// Listens at this address, which is one of the loopback interface.
+    pub(crate) async fn start_at(addr: SocketAddr, target: SocketAddr) -> Self {
+        let listener = TcpListener::bind(addr).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let mode = watch::Sender::new(Mode::Pass);
         let counts = Arc::new(Counts::default());
         let (for_task, counted) = (mode.clone(), Arc::clone(&counts));
+        let mut seeds = fastrand::Rng::with_seed(seed());
         let task = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
@@ -57,8 +72,9 @@ impl Proxy {
                 let _ = (client.set_nodelay(true), server.set_nodelay(true));
                 let ((client_read, client_write), (server_read, server_write)) =
                     (client.into_split(), server.into_split());
-                tokio::spawn(pump(client_read, server_write, for_task.subscribe(), Arc::clone(&counted), true));
-                tokio::spawn(pump(server_read, client_write, for_task.subscribe(), Arc::clone(&counted), false));
+                let (there, back) = (seeds.fork(), seeds.fork());
+                tokio::spawn(pump(client_read, server_write, for_task.subscribe(), Arc::clone(&counted), true, there));
+                tokio::spawn(pump(server_read, client_write, for_task.subscribe(), Arc::clone(&counted), false, back));
             }
         });
         Self { addr, mode, counts, task }
@@ -90,6 +106,17 @@ impl Proxy {
     }
 }
 
+/// What the random delays begin with: `PICOM_TEST_SEED`, or another number each time; printed, so that it can be used again.
+fn seed() -> u64 {
+    static SEED: LazyLock<u64> = LazyLock::new(|| {
+        let given = std::env::var("PICOM_TEST_SEED").ok();
+        let seed = given.map_or_else(|| fastrand::u64(..), |seed| seed.parse().expect("PICOM_TEST_SEED is a number"));
+        println!("the proxy's seed is PICOM_TEST_SEED={seed}");
+        seed
+    });
+    *SEED
+}
+
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.task.abort();
@@ -103,19 +130,29 @@ async fn pump(
     mut mode: watch::Receiver<Mode>,
     counts: Arc<Counts>,
     to_target: bool,
+    mut random: fastrand::Rng,
 ) {
     let mut buffer = vec![0; 64 << 10];
     loop {
         let now = *mode.borrow_and_update();
         let size = match now {
             Mode::Cut => return,
-            Mode::Hold => {
+            Mode::Reset => {
+                // Both pumps do so; the second of them closes the sockets, which resets them.
+                let _ = SockRef::from(to.as_ref()).set_linger(Some(Duration::ZERO));
+                return to.forget();
+            }
+            Mode::HalfClose if !to_target => {
+                let _ = to.shutdown().await;
+                return;
+            }
+            Mode::HoldBack | Mode::Hold if now == Mode::Hold || !to_target => {
                 if mode.changed().await.is_err() {
                     return;
                 }
                 continue;
             }
-            Mode::Pass => buffer.len(),
+            Mode::Pass | Mode::Hold | Mode::HoldBack | Mode::HalfClose | Mode::Delay(_) => buffer.len(),
             Mode::Trickle(gap) => {
                 sleep(gap).await;
                 1
@@ -138,6 +175,9 @@ async fn pump(
         };
         let count = if to_target { &counts.to_target } else { &counts.from_target };
         count.fetch_add(n as u64, Ordering::SeqCst);
+        if let Mode::Delay(longest) = now {
+            sleep(longest.mul_f64(random.f64())).await;
+        }
         if to.write_all(&buffer[..n]).await.is_err() {
             return;
         }

@@ -1,0 +1,340 @@
+//! What changes around services: the wall clock, the address of Consul, their rights there, and how many ask it at once.
+//!
+//! Owns only tests; each is a row of `docs/faults.md` and prints its figure. Look next at `faults_consul.rs` for a Consul in
+//! trouble.
+#![cfg(all(unix, feature = "consul", feature = "macros"))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod support;
+
+use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use futures::future::join_all;
+use picom::Picom;
+use picom::registry::{Consul, RegistrationState, Registry};
+use serde_json::{Value, json};
+use support::consul::{Agent, on_path};
+use support::fake_consul::{FakeConsul, Reply, Request, entry};
+use support::fault::Row;
+use support::process::{self, Process, SERVICE, Setup, TOKEN};
+use support::proxy::{Mode, Proxy};
+use support::scene::{Scene, Traffic, lasts};
+use support::work::Journal;
+use support::{eventually, instance, passing, state};
+use tokio::time::Instant;
+
+#[test]
+fn a_process_of_its_own() {
+    process::main_if_asked();
+}
+
+/// A file or folder of one's own, removed on drop.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("picom-{}-{name}", std::process::id())))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Says why a test does nothing here, past the test harness.
+fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "\nSKIPPED: {why}\n");
+}
+
+/// Names the file with the seconds by which the clock is ahead.
+const AHEAD: &str = "PICOM_TEST_CLOCK";
+
+/// Takes the place of the C library's wall clock; other clocks stay as they are.
+const CLOCK: &str = "
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static long ahead(void) {
+    static volatile long *shared;
+    if (!shared) {
+        int file = open(getenv(\"PICOM_TEST_CLOCK\"), O_RDONLY);
+        void *map = mmap(0, sizeof(long), PROT_READ, MAP_SHARED, file, 0);
+        close(file);
+        if (map == MAP_FAILED) abort();
+        shared = map;
+    }
+    return *shared;
+}
+
+int clock_gettime(clockid_t id, struct timespec *now) {
+    int failed = syscall(SYS_clock_gettime, id, now);
+    if (!failed && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) now->tv_sec += ahead();
+    return failed;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    struct timespec exact;
+    (void)zone;
+    clock_gettime(CLOCK_REALTIME, &exact);
+    now->tv_sec = exact.tv_sec;
+    now->tv_usec = exact.tv_nsec / 1000;
+    return 0;
+}
+
+time_t time(time_t *into) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (into) *into = now.tv_sec;
+    return now.tv_sec;
+}
+";
+
+fn seconds() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs().try_into().unwrap()
+}
+
+/// Run as a program of its own, to see that the wall clock of such a program is the false one.
+#[test]
+fn the_wall_clock_is_told() {
+    if std::env::var_os(AHEAD).is_some() {
+        println!("@clock {}", seconds());
+    }
+}
+
+/// By how much the clock of another program is ahead of that of this one.
+fn ahead(variables: &[(&str, String)]) -> i64 {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let command = command.args(["--exact", "the_wall_clock_is_told", "--nocapture"]).envs(variables.iter().cloned());
+    let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let (_, told) = text.split_once("@clock ").unwrap_or_else(|| panic!("no clock in {text}"));
+    told.split_whitespace().next().unwrap().parse::<i64>().unwrap() - seconds()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wall_clock_that_jumps_by_an_hour_costs_no_call_and_no_beat() {
+    let Some(cc) = on_path("cc") else { return skipped("no C compiler, so no clock was changed") };
+    let (source, library, offset) = (Temporary::new("clock.c"), Temporary::new("clock.so"), Temporary::new("clock"));
+    std::fs::write(&source.0, CLOCK).unwrap();
+    let built = Command::new(cc).args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library.0).arg(&source.0).status();
+    assert!(built.unwrap().success());
+    std::fs::write(&offset.0, 0_i64.to_ne_bytes()).unwrap();
+    // Written in place: the services look at this very file.
+    let file = OpenOptions::new().write(true).open(&offset.0).unwrap();
+    let variables = [("LD_PRELOAD", library.0.display().to_string()), (AHEAD, offset.0.display().to_string())];
+
+    let Some(agent) = Agent::start().await else { return };
+    let scene = Scene::with(agent, Duration::from_secs(3), &variables).await;
+    let traffic = scene.traffic();
+    traffic.more(50).await;
+    let before = scene.changes().await;
+    for hours in [1, -1] {
+        let jump = hours * 3600_i64;
+        file.write_all_at(&jump.to_ne_bytes(), 0).unwrap();
+        let seen = ahead(&variables);
+        assert!((seen - jump).abs() < 60, "the clock was to be {jump} s ahead, and was {seen} s");
+        // Longer than the TTL.
+        lasts(Duration::from_millis(3500)).await;
+    }
+    let changed = scene.changed_since(&before).await;
+    let report = scene.finish(traffic).await;
+    Row::new(18, "wall clock of the services jumps an hour ahead, then to an hour behind")
+        .at_most("services that missed their TTL of 3 s", changed, 0)
+        .at_most("failed calls", report.at_full_rate().failed().len(), 0)
+        .also("calls", report.outcomes.len())
+        .finish();
+}
+
+/// Two agents under one name, which a file of hosts says where to find.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consul_that_moves_to_another_address_is_found_there() {
+    let hosts = Temporary::new("hosts");
+    let say = |ip: &str| {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&hosts.0).unwrap();
+        file.write_all_at(format!("{ip} consul.test\n").as_bytes(), 0).unwrap();
+    };
+    say("127.0.0.2");
+    let mount = format!("mount --bind {} /etc/hosts && exec \"$@\"", hosts.0.display());
+    let through: Vec<_> =
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &mount, "sh"].map(str::to_owned).into();
+    let allowed = Command::new(&through[0]).args(&through[1..]).arg("true").output();
+    if !allowed.is_ok_and(|tried| tried.status.success()) {
+        return skipped("this machine lets nobody mount, so Consul's name could not be moved");
+    }
+    let (Some(old), Some(new)) = (Agent::start().await, Agent::start().await) else { return };
+    let target = |agent: &Agent| -> SocketAddr { agent.url().trim_start_matches("http://").parse().unwrap() };
+    let first = Proxy::start_at("127.0.0.2:0".parse().unwrap(), target(&old)).await;
+    let port = first.addr.port();
+    let _second = Proxy::start_at(SocketAddr::from(([127, 0, 0, 3], port)), target(&new)).await;
+    let journal = Journal::new();
+    let mut setup = Setup::new(&old, Duration::from_secs(3), journal.path());
+    setup.consul = format!("http://consul.test:{port}");
+    setup.through = through;
+    let _service = Process::start(&setup).await;
+    passing(&old, 1).await;
+    say("127.0.0.3");
+    first.set(Mode::Cut);
+    let moved = Instant::now();
+    passing(&new, 1).await;
+    Row::new(24, "Consul's name points to another address, the old one is dead")
+        .at_most("registered there after", moved.elapsed(), Duration::from_secs(20))
+        .finish();
+}
+
+/// A token that may do everything; any UUID will do.
+const MANAGEMENT: &str = "6d9a1f7c-0f5b-4d55-9c39-3a4b1f1c9e11";
+
+/// Counts what an operator would read.
+#[derive(Clone, Default)]
+struct Lines(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, of: &tracing::Metadata<'_>) -> bool {
+        *of.level() <= tracing::Level::WARN && of.target().starts_with("picom")
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes more than a minute"]
+async fn a_revoked_token_costs_no_call_and_one_line_a_minute() {
+    let Some(agent) = Agent::start_with_rights(MANAGEMENT).await else { return };
+    let ask = async |method, path: &str, body: Value| -> Value {
+        let answer = agent.http(method, path, Some(MANAGEMENT), &body.to_string()).await.unwrap();
+        assert_eq!(answer.status, 200, "{method} {path}: {}", answer.body);
+        serde_json::from_str(&answer.body).unwrap()
+    };
+    // So that the test itself sees who passes.
+    let rules = "service_prefix \"\" { policy = \"read\" } node_prefix \"\" { policy = \"read\" }";
+    ask("PUT", "/v1/acl/policy", json!({"Name": "look", "Rules": rules})).await;
+    let anonymous = "/v1/acl/token/00000000-0000-0000-0000-000000000002";
+    ask("PUT", anonymous, json!({"Policies": [{"Name": "look"}]})).await;
+    let rights = json!({"ServiceIdentities": [{"ServiceName": SERVICE}]});
+    let token = ask("PUT", "/v1/acl/token", rights).await;
+    let secret = token["SecretID"].as_str().unwrap().to_owned();
+
+    let log = Lines::default();
+    tracing::subscriber::set_global_default(log.clone()).unwrap();
+    let url = agent.url();
+    let caller = || {
+        let registry = Consul::new(&url).unwrap().token(secret.clone());
+        Picom::builder("caller").registry(registry).build().unwrap()
+    };
+    let callers = [caller()];
+    let path = format!("/v1/acl/token/{}", token["AccessorID"].as_str().unwrap());
+    let scene = Scene::with(agent, Duration::from_secs(30), &[(TOKEN, secret.clone())]).await;
+    // One caller that makes all the calls, so that the lines are those of one process with one watch.
+    let traffic = Traffic::start(&callers);
+    traffic.more(50).await;
+    let before = log.0.load(Ordering::Relaxed);
+    let deleted = scene.agent.http("DELETE", &path, Some(MANAGEMENT), "").await.unwrap();
+    assert_eq!(deleted.status, 200, "{}", deleted.body);
+    lasts(Duration::from_secs(60)).await;
+    let lines = log.0.load(Ordering::Relaxed) - before;
+    let report = scene.finish(traffic).await;
+    Row::new(31, "Consul's token of services and caller revoked for a minute")
+        .at_most("failed calls", report.failed().len(), 0)
+        .at_most("lines of log in the caller in that minute", lines, 1)
+        .also("calls", report.outcomes.len())
+        .finish();
+}
+
+/// How many ask one agent.
+const HERD: usize = 500;
+
+/// An agent that remembers who registered, each under a name of its own.
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<HashMap<String, Value>>>);
+
+impl Memory {
+    fn answer(&self, index: u64, request: &Request) -> Reply {
+        let mut known = self.0.lock().unwrap();
+        let last = request.path.rsplit('/').next().unwrap_or_default();
+        match request.verb() {
+            "register" => {
+                let id = request.body["ID"].as_str().unwrap();
+                let mut listed = entry(id, 4000);
+                listed["Service"]["Meta"] = request.body["Meta"].clone();
+                known.insert(id.to_owned(), listed);
+                Reply::text(200, "")
+            }
+            "pass" if known.contains_key(last.trim_start_matches("service:")) => Reply::text(200, ""),
+            "pass" => Reply::text(404, "Unknown check ID"),
+            // Nothing changes after the first look.
+            _ if request.index() == Some(index) => Reply::Hold,
+            _ => Reply::list(index, known.get(last).map(std::slice::from_ref).unwrap_or_default()),
+        }
+    }
+}
+
+/// The most requests in any second since `from`.
+fn peak(requests: &[Request], from: Instant) -> usize {
+    let times: Vec<_> = requests.iter().map(|request| request.at).filter(|at| *at >= from).collect();
+    let second = Duration::from_secs(1);
+    let within = |start: &Instant| times.iter().filter(|at| **at >= *start && **at - *start < second).count();
+    times.iter().map(within).max().unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a minute, and the peak is far above its metric"]
+async fn five_hundred_who_beat_and_watch_spread_out_when_their_agent_restarts() {
+    let memory = Memory::default();
+    let before = memory.clone();
+    let fake = FakeConsul::start(move |request| before.answer(100, request)).await;
+    // Each with settings of its own, or they would share one watch as the clients of one process do.
+    let members = join_all((0..HERD).map(async |number| {
+        let registry = Consul::new(&fake.url()).unwrap().token(format!("token-{number}"));
+        let name = format!("herd-{number}");
+        let registration = registry.register(instance(&name, &name, 4000)).await.unwrap();
+        (registry.watch(&name), registration)
+    }))
+    .await;
+    for (_, registration) in &members {
+        state(registration, "Registered", |state| *state == RegistrationState::Registered).await;
+    }
+    let settled = Instant::now();
+    lasts(Duration::from_secs(20)).await;
+    let steady = fake.requests().iter().filter(|request| request.at >= settled).count() as f64 / 20.0;
+    // Gone for 3 s, and back without memory.
+    fake.becomes(|_| Reply::Reset);
+    memory.0.lock().unwrap().clear();
+    lasts(Duration::from_secs(3)).await;
+    let back = Instant::now();
+    let after = memory.clone();
+    fake.becomes(move |request| after.answer(7, request));
+    eventually("all are registered again", async || memory.0.lock().unwrap().len() == HERD).await;
+    let again = back.elapsed();
+    lasts(Duration::from_secs(5)).await;
+    let peak = peak(&fake.requests(), back);
+    Row::new(25, "agent of 500 that beat and watch restarts without memory")
+        .at_most("peak of requests a second, in times of the steady rate", peak as f64 / steady, 3.0)
+        .also("steady rate a second", steady)
+        .also("peak", peak)
+        .also("all registered again after", again)
+        .finish();
+}
