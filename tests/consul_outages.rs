@@ -60,7 +60,7 @@ async fn a_frozen_service_is_not_called_until_it_lives_again() {
     // The caller hears of it from Consul a moment later; until then it says at once that there is nobody.
     eventually("it is called again", async || typed.act(2).await.is_ok_and(|pid| pid == frozen.pid())).await;
     Row::new(20, "TTL of 2 s missed, then the service goes on")
-        .at_most("called again after (a beat is 0.67 s)", thawed.elapsed(), Duration::from_secs(2) / 3)
+        .within("called again after (a beat is 0.67 s)", thawed.elapsed(), Duration::from_secs(2) / 3)
         .finish();
     other.thaw();
     passing(&agent, 2).await;
@@ -89,7 +89,7 @@ async fn an_agent_that_has_forgotten_everything_costs_no_call() {
     assert!(report.failed().is_empty(), "{report}: {:#?}", report.failed());
     report.check(&journal.read());
     Row::new(2, "agent restarted without memory, TTL 3 s")
-        .at_most("all listed again after (a beat and TTL/6)", back, Duration::from_millis(1500))
+        .within("all listed again after (a beat and TTL/6)", back, Duration::from_millis(1500))
         .at_most("failed calls of any kind", report.failed().len(), 0)
         .finish();
     after.sort_unstable();

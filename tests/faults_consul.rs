@@ -91,7 +91,7 @@ async fn gone(row: Row, outage: Duration) {
     traffic.more(50).await;
     let report = scene.finish(traffic).await;
     row.at_most("failed calls", report.at_full_rate().failed().len(), 0)
-        .at_most("a new caller has its error, which names Consul, after", told, NAMED)
+        .within("a new caller has its error, which names Consul, after", told, NAMED)
         .at_most("all registered again after", passed, Duration::from_secs(20))
         .also("calls", report.outcomes.len())
         .finish();

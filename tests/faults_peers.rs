@@ -84,7 +84,7 @@ async fn a_connection_that_loses_everything_is_noticed_in_six_seconds_and_leaves
     let dropped = Instant::now();
     eventually("nothing is open to the peer that is cut off", async || sockets_to(proxies[0].addr) == 0).await;
     Row::new(11, "half-open: one of three peers loses all packets both ways")
-        .at_most("noticed after", report.at_full_rate().failover().1, NOTICED)
+        .within("noticed after", report.at_full_rate().failover().1, NOTICED)
         .at_most("timeouts in % of calls", report.timeouts(), 0.1)
         .at_most("failed idempotent calls", report.failed_looks(None), 0)
         .at_most("connections closed after", dropped.elapsed(), Duration::from_secs(30))
@@ -161,7 +161,7 @@ async fn services_of_one_name_that_start_at_once_never_share_an_id() {
     assert!(refused.as_ref().is_err_and(|error| error.to_string().contains(&port.to_string())), "{refused:?}");
     Row::new(21, "three processes of one name start at once, a fourth wants a taken port")
         .at_most("shared ids", 3 - ids, 0)
-        .at_most("all reached after (two beats)", reached, Duration::from_secs(2))
+        .within("all reached after (two beats)", reached, Duration::from_secs(2))
         .finish();
 }
 
@@ -247,7 +247,7 @@ async fn a_service_frozen_for_a_minute_is_left_alone_and_has_its_share_again_soo
     let back = thawed.elapsed();
     let report = scene.finish(traffic).await;
     Row::new(10, "one of three frozen for 60 s, then thawed")
-        .at_most("noticed after", report.at_full_rate().failover().1, NOTICED)
+        .within("noticed after", report.at_full_rate().failover().1, NOTICED)
         .at_most("timeouts in % of calls", report.timeouts(), 0.1)
         .at_most("failed idempotent calls", report.failed_looks(None), 0)
         .at_most("share back after", back, Duration::from_secs(15))
