@@ -17,6 +17,7 @@ pub(crate) mod peer;
 #[cfg(all(feature = "consul", feature = "macros"))]
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod simulated_consul;
 pub(crate) mod tap;
 #[cfg(all(feature = "consul", feature = "macros"))]
 pub(crate) mod work;
