@@ -86,7 +86,18 @@ impl<A: Arguments> Attempts<A> {
         started: Instant,
     ) -> Self {
         pool.budget.call(started);
-        Self { pool, method, args, body, settled, started, chosen: None, tried: Vec::new(), count: 0, may_have_run: false }
+        Self {
+            pool,
+            method,
+            args,
+            body,
+            settled,
+            started,
+            chosen: None,
+            tried: Vec::new(),
+            count: 0,
+            may_have_run: false,
+        }
     }
 
     /// How many attempts there were.
