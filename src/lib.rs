@@ -413,6 +413,10 @@
 //!
 //! No feature changes how calls behave. picom needs Rust 1.85 and a tokio runtime.
 
+// Files that tests outside share with those inside name the crate alike.
+#[cfg(test)]
+extern crate self as picom;
+
 pub mod balance;
 mod body;
 pub mod boxcar;
@@ -434,6 +438,8 @@ mod sentinel;
 mod server;
 mod service;
 mod signal;
+#[cfg(test)]
+mod simulation;
 mod state;
 mod status;
 mod streaming;

@@ -307,6 +307,18 @@ impl Kit for InFirst {
     }
 }
 
+struct InSimulation(support::simulated_consul::Consul);
+
+impl Kit for InSimulation {
+    async fn start() -> Option<Self> {
+        Some(Self(support::simulated_consul::Consul::new(Duration::from_secs(2))))
+    }
+
+    async fn view(&self) -> Arc<dyn Registry> {
+        Arc::new(self.0.view(Duration::from_millis(100), |_| {}))
+    }
+}
+
 #[cfg(feature = "consul")]
 struct InConsul(support::consul::Agent, AtomicU64);
 
@@ -401,6 +413,8 @@ macro_rules! conforms {
 
 #[rustfmt::skip]
 mod memory { conforms!(InMemory); }
+#[rustfmt::skip]
+mod simulated_consul { conforms!(InSimulation); }
 #[rustfmt::skip]
 mod fixed { reads!(InTable); }
 #[rustfmt::skip]

@@ -258,6 +258,26 @@ async fn a_lost_connection_is_tried_again_only_where_that_is_safe() {
 }
 
 #[tokio::test]
+async fn the_error_of_a_last_attempt_that_never_ran_does_not_hide_one_that_may_have() {
+    let hello = Hello::server(SERVICE);
+    let once_alive = Scripted::start(move |mut peer, number| {
+        let hello = hello.clone();
+        async move {
+            // Whoever connects again finds nobody.
+            if number == 0 {
+                peer.greet(&hello).await;
+                peer.next(CALL).await;
+            }
+        }
+    })
+    .await;
+    let client = caller(&[once_alive.addr]);
+    let error = client.fetch::<u64>(SERVICE, "once", ()).idempotent().await.unwrap_err();
+    assert_eq!((error.code(), error.attempts()), (Code::Unavailable, 4), "{error}");
+    assert_eq!(error.execution(), Execution::Maybe, "{error}");
+}
+
+#[tokio::test]
 async fn an_answer_that_has_begun_is_never_begun_again() {
     let good = good().await;
     let torn = answering(|mut peer, stream| async move {

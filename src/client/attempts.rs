@@ -58,6 +58,8 @@ pub struct Attempts<A> {
     chosen: Option<Ticket>,
     tried: Vec<Arc<Member>>,
     count: u32,
+    /// An attempt before this one may have run.
+    may_have_run: bool,
 }
 
 /// Why a call failed in the end.
@@ -87,7 +89,18 @@ impl<A: Arguments> Attempts<A> {
         started: Instant,
     ) -> Self {
         pool.budget.call(started);
-        Self { pool, method, args, body, settled, started, chosen: None, tried: Vec::new(), count: 0 }
+        Self {
+            pool,
+            method,
+            args,
+            body,
+            settled,
+            started,
+            chosen: None,
+            tried: Vec::new(),
+            count: 0,
+            may_have_run: false,
+        }
     }
 
     /// How many attempts there were.
@@ -226,6 +239,7 @@ impl<A: Arguments> Attempts<A> {
                 )),
                 OpenError::Draining | OpenError::Closed => {
                     let status = Status::unavailable("the connection closed before the call left");
+                    let status = status.with_execution(Execution::Never);
                     let target = Arc::clone(ticket.target());
                     drop(ticket);
                     self.go_on(&target, Class::NeverSent, status, None).await?;
@@ -348,6 +362,7 @@ impl<A: Arguments> Attempts<A> {
                 format!("{}; not tried again, because the retry budget of the service is used up", status.message());
             return Err(self.failed(Some(target), status.with_message(text)));
         }
+        self.may_have_run |= !class.never_ran();
         if !self.tried.iter().any(|tried| Arc::ptr_eq(tried, target.member())) {
             self.tried.push(Arc::clone(target.member()));
         }
@@ -366,6 +381,10 @@ impl<A: Arguments> Attempts<A> {
         let service = &self.pool.identity.service;
         let most = self.settled.max_attempts.max(self.settled.max_failovers).min(MAX_ATTEMPTS);
         let mut status = status.with_call(service, &self.method.shown()).with_attempts(self.count, most);
+        // What the last attempt knows of itself says nothing of those before it.
+        if self.may_have_run && status.execution() == Execution::Never {
+            status = status.with_execution(Execution::Maybe);
+        }
         if let Some(target) = target {
             status = status.with_endpoint(target.name());
         }

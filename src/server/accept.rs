@@ -32,8 +32,9 @@ pub(super) async fn accept(mut listener: Listener, shared: Arc<Shared>) {
     let refusing = Arc::new(tokio::sync::Semaphore::new(MAX_REFUSING));
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            biased;
             () = shared.stop_accepting.cancelled() => return,
+            accepted = listener.accept() => accepted,
         };
         let (io, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -91,6 +92,7 @@ impl Shared {
                 }
             };
             let error = tokio::select! {
+                biased;
                 error = driver.run() => error,
                 () = greeted => return,
                 () = aged => return,

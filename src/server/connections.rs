@@ -2,7 +2,7 @@
 //!
 //! Owns who is connected and from where. It must never read or write. Look next at [`super::accept`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,7 +22,8 @@ pub(super) struct Connections {
 #[derive(Debug, Default)]
 struct Table {
     next: u64,
-    all: HashMap<u64, Entry>,
+    /// In the order in which they came, so that what is done with each of them is done in an order.
+    all: BTreeMap<u64, Entry>,
     per_peer: HashMap<IpAddr, usize>,
     /// Numbers of connections without hello, oldest first; some may have ended.
     handshaking: std::collections::BTreeSet<u64>,

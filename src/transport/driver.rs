@@ -96,8 +96,12 @@ pub(crate) fn connection<H: Handler>(
     config: Arc<Config>,
     handler: H,
 ) -> (Arc<Link>, Driver<H>) {
+    #[cfg(test)]
+    let made_with = Arc::clone(&config);
     let proto = Connection::new(config, Instant::now().into_std());
     let link = Arc::new(Link::new(proto, io.write, remote));
+    #[cfg(test)]
+    super::simulated::made(&made_with, Arc::downgrade(&link));
     let driver = Driver {
         link: Arc::clone(&link),
         read: io.read,

@@ -24,7 +24,7 @@ const BACKLOG: usize = 128;
 
 /// The address of every in-process listener; the port tells them apart. It lies in the prefix that discards what is sent to
 /// it (RFC 6666), so it never belongs to another machine.
-const ADDRESS: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1);
+pub(super) const ADDRESS: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1);
 
 type Listeners = Mutex<HashMap<u16, mpsc::Sender<Io>>>;
 
@@ -86,7 +86,7 @@ pub(crate) fn connect(addr: SocketAddr) -> io::Result<Io> {
 }
 
 /// Two connected byte streams.
-fn pair() -> (Io, Io) {
+pub(crate) fn pair() -> (Io, Io) {
     let (left_read, right_write) = pipe();
     let (right_read, left_write) = pipe();
     let io = |read: Reader, write: Writer| Io { read: Box::new(read), write: Box::new(write) };

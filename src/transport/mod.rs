@@ -7,6 +7,8 @@ pub(crate) mod buffers;
 pub(crate) mod driver;
 pub(crate) mod link;
 pub(crate) mod memory;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod state;
 pub(crate) mod tcp;
 
@@ -40,6 +42,10 @@ impl std::fmt::Debug for Io {
 
 /// Connects to `addr`, by TCP or within this process.
 pub(crate) async fn connect(addr: SocketAddr) -> io::Result<Io> {
+    #[cfg(test)]
+    if let Some(connecting) = simulated::connect(addr) {
+        return connecting.await;
+    }
     if memory::is_memory(addr) { memory::connect(addr) } else { tcp::connect(addr).await }
 }
 

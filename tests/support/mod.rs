@@ -20,6 +20,7 @@ pub(crate) mod process;
 pub(crate) mod proxy;
 #[cfg(all(feature = "consul", feature = "macros"))]
 pub(crate) mod scene;
+pub(crate) mod simulated_consul;
 pub(crate) mod tap;
 #[cfg(all(feature = "consul", feature = "macros"))]
 pub(crate) mod work;

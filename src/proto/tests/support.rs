@@ -145,6 +145,11 @@ impl Pair {
 }
 
 impl Connection {
+    /// What is left open, whether all credit of the peer is accounted for, how much of it is left, and how much there is here.
+    pub(crate) fn accounts(&self) -> (usize, bool, usize, usize) {
+        (self.open_calls(), self.window.is_whole(), self.window.parts().1 as usize, self.credit.get())
+    }
+
     /// Asserts that what has grown is what was counted, and within its bound.
     pub(super) fn check_growth(&mut self) {
         let (bound, grown, _) = self.growth.parts();

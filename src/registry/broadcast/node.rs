@@ -228,10 +228,8 @@ impl Node {
             let heard = datagram.and_then(|datagram| self.sealed_address(datagram));
             if let Err(why) = heard.and_then(|datagram| state.hear(now, source, datagram, &mut news)) {
                 self.refused.count(why);
-                let is_our_own_mistake = matches!(
-                    why,
-                    Refusal::WrongKey | Refusal::Sealed | Refusal::Unsealed | Refusal::OtherVersion
-                );
+                let is_our_own_mistake =
+                    matches!(why, Refusal::WrongKey | Refusal::Sealed | Refusal::Unsealed | Refusal::OtherVersion);
                 if is_our_own_mistake && state.warned.is_none_or(|at| at + WARNED_EVERY <= now) {
                     state.warned = Some(now);
                     let refused = self.refused.read().total();

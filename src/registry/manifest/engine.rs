@@ -283,7 +283,9 @@ impl Shared {
     fn log(&self, before: &Standing, now: &Standing) {
         let registry = self.settings.describe();
         match (before, now) {
-            (Standing::Isolated(_), Standing::Connected(_)) => tracing::info!(registry, "other members are reached again"),
+            (Standing::Isolated(_), Standing::Connected(_)) => {
+                tracing::info!(registry, "other members are reached again")
+            }
             (_, Standing::Isolated(problem)) if !matches!(before, Standing::Isolated(_)) => {
                 tracing::warn!(registry, problem, "no other member is reached; tried again");
             }
@@ -312,7 +314,8 @@ impl Shared {
             return Standing::Unknown;
         }
         let why = troubles.first().map_or_else(|| "the connection is silent".to_owned(), ToString::to_string);
-        let alone = if self.settings.listen.is_empty() { "; nor can anybody join this one: it does not listen" } else { "" };
+        let alone =
+            if self.settings.listen.is_empty() { "; nor can anybody join this one: it does not listen" } else { "" };
         Standing::Isolated(format!("{} has no other member connected: {why}{alone}", self.settings.describe()))
     }
 
