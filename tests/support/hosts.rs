@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
+use picom::balance::RoundRobin;
 use picom::registry::Freshness;
 use picom::{Context, Methods, Picom, Status, args};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -322,7 +323,8 @@ pub(crate) fn main_if_asked() {
 
 async fn run(url: &str, number: u16) {
     // A real host listens on all of its addresses and does not say which of them others shall use.
-    let builder = Picom::builder("greeter").registry_url(url).drain_delay(Duration::ZERO);
+    // In turn, because everybody is to be heard within a few calls.
+    let builder = Picom::builder("greeter").registry_url(url).drain_delay(Duration::ZERO).balance(RoundRobin);
     let builder = match env::var(BIND) {
         Ok(ip) => builder.bind(&ip),
         Err(_) => builder.port(PORT + number),
