@@ -130,7 +130,8 @@ impl Builder {
         self
     }
 
-    /// How long a first call waits for a first instance; the default is 5 seconds.
+    /// How long a first call waits for a first instance; the default is 4.5 seconds. Then it fails, and says why nobody is known.
+    /// It waits that long for a registry that cannot be reached, too: one that is just starting looks the same.
     pub fn resolve_wait(mut self, wait: Duration) -> Self {
         self.options.resolve_wait = wait;
         self

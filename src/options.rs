@@ -19,8 +19,10 @@ pub const MAX_ATTEMPTS: u32 = 5;
 pub const DEADLINE: Duration = Duration::from_secs(30);
 /// A streaming call ends when it has waited for its peer this long and nothing of it moved either way.
 pub const STREAM_IDLE: Duration = Duration::from_secs(60);
-/// How long a first call waits for a first instance (never longer than its own deadline).
-pub const RESOLVE_WAIT: Duration = Duration::from_secs(5);
+/// How long a first call waits for a first instance (never longer than its own deadline). Within 5 s a caller is to know what
+/// is wrong, on a busy machine too; a Consul that is just starting refuses connections like one that is gone, and gets nearly
+/// all of that time.
+pub const RESOLVE_WAIT: Duration = Duration::from_millis(4500);
 /// How long a pick waits for an endpoint: 5 minutes, so that whole systems can be started in any order.
 pub const PICK_WAIT: Duration = Duration::from_secs(300);
 /// How long connecting and shaking hands with one endpoint may take.

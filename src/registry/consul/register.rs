@@ -45,6 +45,9 @@ const LEAVE_TRIES: u32 = 3;
 /// How long after that its disappearance from the list is waited for.
 const VANISH: Duration = Duration::from_secs(2);
 
+/// How long the pause after a failed step becomes.
+const FAILED_CAP: Duration = Duration::from_secs(10);
+
 /// The looks at the list after which a registration that is not there counts as trouble: about 1.3 s.
 const PATIENT_LOOKS: u32 = 6;
 
@@ -76,7 +79,10 @@ pub(super) async fn start(group: Arc<Group>, instance: &Instance) -> Result<Regi
         reregister_at: Instant::now(),
         look_at: None,
         looks: 0,
-        failures: Backoff::new(Duration::from_millis(250), (ttl / 3).min(Duration::from_secs(10))),
+        was_listed: false,
+        comes_back: false,
+        forgotten: false,
+        failures: Backoff::new(Duration::from_millis(250), (ttl / 3).min(FAILED_CAP)),
         denials: Backoff::new(Duration::from_secs(1), DENIED_CAP),
         denied: false,
         gate: LogGate::default(),
@@ -163,6 +169,12 @@ struct Registrar {
     /// When to look next whether the instance is listed; `None` once it was.
     look_at: Option<Instant>,
     looks: u32,
+    /// Whether it has ever been seen listed.
+    was_listed: bool,
+    /// Whether it is to be registered again because its agent was away: then many others are, and nobody waits for it.
+    comes_back: bool,
+    /// Whether the agent has said that it does not know the check, which therefore begins as the registration says.
+    forgotten: bool,
     failures: Backoff,
     denials: Backoff,
     /// Whether the last step was refused for lack of rights, so that another token is worth a step.
@@ -185,6 +197,7 @@ impl Registrar {
                 Ok(()) = self.statuses.changed() => {
                     // Registered anew, because the notes of a check are part of its definition; and seen listed again.
                     self.lost();
+                    (self.comes_back, self.forgotten) = (false, false);
                     self.due = Instant::now();
                     continue;
                 }
@@ -218,19 +231,22 @@ impl Registrar {
             return told;
         }
         // Without a leader an agent takes the instance but answers only after 7 s. The beats must go on meanwhile: an
-        // instance that turns critical now is what everybody sees when there is a leader again.
-        if let Err(trouble) = api.beat(&self.check_id, passes, quick).await {
+        // instance that turns critical now is what everybody sees when there is a leader again. Where the check is new, the
+        // next beat is soon enough: a restarted agent hears enough from everybody.
+        let alive = if self.forgotten && told.is_ok() { Ok(()) } else { api.beat(&self.check_id, passes, quick).await };
+        if let Err(trouble) = alive {
             return Err(told.err().unwrap_or(trouble));
         }
         let now = Instant::now();
-        if self.unknown {
-            self.unknown = false;
-            self.look_at = Some(now);
-            self.looks = 0;
-            self.reregister_at = next_reregister(passes);
-        }
         let pause = if passes { self.ttl / 3 } else { (self.ttl / 3).min(REREGISTER_CRITICAL) };
         self.due = now + about(pause);
+        if self.unknown {
+            // Whoever comes back looks after the next beat, when the others have registered too.
+            self.look_at = Some(if self.comes_back { self.due + up_to(self.ttl / 3) } else { now });
+            self.looks = 0;
+            self.reregister_at = next_reregister(passes);
+            (self.unknown, self.comes_back, self.forgotten) = (false, false, false);
+        }
         self.failures.reset();
         self.denials.reset();
         if now >= self.reregister_at {
@@ -303,15 +319,19 @@ impl Registrar {
 
     fn registered(&mut self) {
         self.look_at = None;
+        self.was_listed = true;
         self.become_state(RegistrationState::Registered);
         self.settle(Ok(()));
     }
 
     /// Decides what a failed step means and when the next one is made.
     fn failed(&mut self, trouble: Trouble) {
+        self.forgotten = false;
         let pause = match trouble.kind {
             Kind::Unknown if !self.unknown => {
                 self.lost();
+                self.forgotten = true;
+                self.comes_back = self.was_listed;
                 self.become_state(RegistrationState::Retrying(trouble.text));
                 // A restarted agent hears from everybody at once, unless they spread.
                 self.due = Instant::now() + up_to(self.ttl / 6);
@@ -322,7 +342,7 @@ impl Registrar {
                 self.denied = true;
                 self.group.api.reload_token();
                 self.become_state(RegistrationState::Denied(trouble.text));
-                self.denials.next()
+                about(self.denials.next())
             }
             // An agent that forgets what it was just told is in trouble of another kind.
             Kind::Unknown | Kind::Limited | Kind::Refused | Kind::Failed => {
@@ -332,10 +352,17 @@ impl Registrar {
                     self.lost();
                     self.become_state(RegistrationState::Retrying(trouble.text));
                 }
-                pause
+                if self.was_listed && self.failures.tries() >= 2 {
+                    // The agent is away. All others have noticed too, and would be back with it within the same moment; so
+                    // each of them takes any moment of a beat, which leaves the TTL room for two more tries.
+                    self.comes_back = true;
+                    up_to((self.ttl / 3).min(FAILED_CAP))
+                } else {
+                    about(pause)
+                }
             }
         };
-        self.due = Instant::now() + about(pause);
+        self.due = Instant::now() + pause;
         self.settle(Ok(()));
     }
 
