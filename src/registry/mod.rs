@@ -4,6 +4,8 @@
 //! or the server. Look next at `memory.rs`, `fixed.rs`, `broadcast/` and `consul/` for the systems themselves, at `feed.rs` for how
 //! many watches share one task, and at `url.rs` for choosing a registry by URL.
 
+#[cfg(any(feature = "consul", feature = "manifest"))]
+mod address;
 #[cfg(feature = "broadcast")]
 pub mod broadcast;
 mod cached;
