@@ -168,12 +168,14 @@ impl Manifest {
         self.change(|settings| settings.allow_remote = true)
     }
 
-    /// Registers a role, `name` or `name@version`, and returns its record. It stays until it is freed or the member ends.
+    /// Registers a role, `name` or `name@version` with a whole [semantic version](https://semver.org), and returns its record. It
+    /// stays until it is freed or the member ends.
     ///
     /// # Errors
     /// [`RegistryError::Invalid`] for a name, an address or data that no member would take, past the limits of one member, and
     /// after [`Manifest::close`]; [`RegistryError::Settings`] for settings that cannot work or outside of a tokio runtime.
     pub fn register(&self, role: &str, details: Details) -> Result<Record, RegistryError> {
+        role::check(role)?;
         let core = self.core()?;
         let content = Content::of_details(role, details);
         let record = core.0.with(|table, now| {
