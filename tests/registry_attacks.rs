@@ -33,7 +33,7 @@ async fn listening(manifest: Manifest) -> (Manifest, String) {
 }
 
 fn hello(owner: u64, seen: Option<[u8; 4]>) -> Vec<u8> {
-    let mut hello = b"picom-m\x01\x00".to_vec();
+    let mut hello = b"picom-m\x02\x00".to_vec();
     hello.extend(owner.to_be_bytes());
     hello.extend(0xbad_u64.to_be_bytes());
     hello.extend([1; 32]);

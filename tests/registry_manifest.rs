@@ -257,7 +257,7 @@ async fn a_secret_is_needed_in_both_directions_and_is_never_shown() {
 
 /// The hello of a stranger.
 fn hello(locked: bool, owner: u64, nonce: u8) -> Vec<u8> {
-    let mut hello = b"picom-m\x01".to_vec();
+    let mut hello = b"picom-m\x02".to_vec();
     hello.push(u8::from(locked));
     hello.extend(owner.to_be_bytes());
     hello.extend(owner.to_be_bytes());

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{EVENTS, Event};
@@ -29,9 +29,6 @@ pub(super) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Most connections that are joining at once; when more come, those that have been at it longest are closed.
 pub(super) const MAX_JOINING: usize = 32;
-
-/// The table looks at the time so many times per heartbeat, and passes on others' beats as often.
-const TICKS_PER_BEAT: u32 = 4;
 
 /// How it goes with one of the addresses that are listened on or joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,8 +85,8 @@ pub(super) struct Shared {
     pub(super) news: watch::Sender<()>,
     /// A link has said all that it had to say.
     told: Notify,
-    /// There is something that readers have not seen.
-    look: Notify,
+    /// There is something that readers have not seen, or the time is to be looked at sooner than was said.
+    pub(super) look: Notify,
     /// Somebody wants others looked for at once.
     pub(super) refresh: Arc<Notify>,
     pub(super) redial: Notify,
@@ -425,11 +422,10 @@ async fn run(shared: Arc<Shared>) {
     if let Some(port) = settings.local {
         tasks.spawn(place::local(Arc::clone(&shared), settings.listen.len() + settings.join.len(), port));
     }
-    let mut ticks = interval(settings.heartbeat / TICKS_PER_BEAT);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let due = shared.peek(|table| table.due());
         tokio::select! {
-            _ = ticks.tick() => shared.with(Table::tick),
+            () = sleep_until(due) => shared.with(Table::tick),
             () = shared.look.notified() => {}
             () = shared.refresh.notified() => {
                 shared.redial.notify_waiters();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::super::frame::{Change, MAX_RECORDS, Put};
+use super::super::frame::{Change, MAX_RECORDS, MAX_WHY, Put};
 use super::super::record::{Content, RecordId};
 
 /// How long freed records, and members that have gone, are remembered. Whoever was away for longer gets everything anew.
@@ -58,6 +58,8 @@ pub(super) struct Owner {
     pub(super) bytes: usize,
     /// Version, number and time of what was freed, oldest first.
     freed: VecDeque<(u64, u64, Instant)>,
+    /// Version, number and reason of the last of them that were freed for one.
+    why: VecDeque<(u64, u64, String)>,
     /// Up to this version it is not known any more what was freed.
     floor: u64,
     /// The table's count when the beat last grew, and the link that said so.
@@ -81,6 +83,7 @@ impl Owner {
             sum: 0,
             bytes: 0,
             freed: VecDeque::new(),
+            why: VecDeque::new(),
             floor: 0,
             beat_at: 0,
             beat_from: None,
@@ -98,6 +101,14 @@ impl Owner {
             Life::Remembered => false,
             Life::Gone(_) => !self.records.is_empty(),
         }
+    }
+
+    /// It has been heard: when by the clock, by the time that all links have been speaking, by that of the link it came on, and as
+    /// which of the table's news.
+    pub(super) fn hear(&mut self, beat: u64, now: Instant, by_all: Duration, by: (u64, Duration), count: u64) {
+        (self.beat, self.doubted) = (beat, false);
+        (self.seen, self.seen_by_all, self.seen_by_link) = (now, by_all, by.1);
+        (self.beat_at, self.beat_from) = (count, Some(by.0));
     }
 
     pub(super) fn put(&mut self, number: u64, stored: Stored) -> Option<Stored> {
@@ -121,8 +132,12 @@ impl Owner {
         }
     }
 
-    /// Remembers that a record was freed with this version.
-    pub(super) fn bury(&mut self, version: u64, number: u64, now: Instant) {
+    /// Remembers that a record was freed with this version, and why.
+    pub(super) fn bury(&mut self, version: u64, number: u64, why: Option<String>, now: Instant) {
+        if let Some(why) = why {
+            self.why.truncate(MAX_WHY - 1);
+            self.why.push_front((version, number, why));
+        }
         self.freed.push_back((version, number, now));
         if self.freed.len() > MAX_RECORDS {
             self.exhume();
@@ -132,6 +147,7 @@ impl Owner {
     /// Nothing is known of what was freed up to this version.
     pub(super) fn forget_freed(&mut self, version: u64) {
         self.freed.clear();
+        self.why.clear();
         self.floor = version;
     }
 
@@ -146,6 +162,7 @@ impl Owner {
     fn exhume(&mut self) {
         if let Some((version, ..)) = self.freed.pop_front() {
             self.floor = self.floor.max(version);
+            self.why.retain(|(freed, ..)| *freed > version);
         }
     }
 
@@ -164,6 +181,7 @@ impl Owner {
         };
         let news = self.records.iter().filter(|(_, stored)| stored.version > from);
         let freed = self.freed.iter().filter(|(version, ..)| from > 0 && *version > from);
+        let why = self.why.iter().filter(|(version, ..)| from > 0 && *version > from);
         Change {
             owner,
             incarnation: self.incarnation,
@@ -173,6 +191,7 @@ impl Owner {
             gone: self.is_gone(),
             put: news.map(|(number, stored)| Put(*number, stored.version, stored.body.clone())).collect(),
             freed: freed.map(|(_, number, _)| *number).collect(),
+            why: why.map(|(_, number, why)| (*number, why.clone())).collect(),
         }
     }
 
