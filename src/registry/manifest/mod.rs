@@ -324,6 +324,10 @@ impl Registry for Manifest {
         self.settings.secret().map(drop)
     }
 
+    fn is_local(&self) -> bool {
+        self.settings.is_local()
+    }
+
     async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {
         instance.check()?;
         let core = self.core()?;
