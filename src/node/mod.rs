@@ -310,7 +310,8 @@ impl Picom {
     }
 
     /// Everything that the registry has told this process, by service: all services where the registry tells every node of
-    /// them, else those that are called, picked or watched here.
+    /// them, else those that are called, picked or watched here. It does not wait: a node that has only begun to listen knows little;
+    /// [`watch`](Picom::watch) and [`pick`](Picom::pick) wait.
     pub fn nodes(&self) -> BTreeMap<String, Arc<Endpoints>> {
         self.inner.registry.as_ref().map(|registry| registry.known()).unwrap_or_default()
     }

@@ -34,6 +34,11 @@ const MAX_FORMER: usize = 16;
 /// A record that is acceptable: its number, its version, and its content as it came and as it was read.
 type Accepted = (u64, u64, Bytes, Arc<Content>);
 
+/// What the sum of an owner's records is if these are all.
+fn sum_of_all(change: &Change) -> u64 {
+    change.put.iter().fold(0, |sum, put| sum.wrapping_add(sum_of(put.0, put.1, &put.2)))
+}
+
 /// A connection that is of no more use.
 #[derive(Debug, PartialEq, Eq)]
 pub(in super::super) struct Close(pub(in super::super) &'static str);
@@ -260,9 +265,13 @@ impl Table {
         let (known, told) = ((owner.incarnation, owner.version), (incarnation, to));
         if owner.life != Life::Live {
             let is_news = (incarnation, beat) > (owner.incarnation, owner.beat);
+            let is_known_gone = gone && owner.is_gone();
+            let is_later = told > known || told == known && sum_of_all(&change) > owner.sum;
             return match () {
+                // It went with more than what was known here.
+                () if is_known_gone && is_later && from == 0 => self.replace(link, &change, now),
                 // What has not beaten since is what was known when it went.
-                () if !is_news || gone && owner.is_gone() => self.peer_has_seen(link, id, told),
+                () if !is_news || is_known_gone => self.peer_has_seen(link, id, told),
                 () if from != 0 => self.want_digest(link, now),
                 () => self.replace(link, &change, now),
             };
@@ -271,9 +280,8 @@ impl Table {
             // The other side is behind.
             self.peer_has(link, id, (!gone).then_some(told));
         } else if told == known {
-            let theirs = change.put.iter().fold(0u64, |sum, put| sum.wrapping_add(sum_of(put.0, put.1, &put.2)));
             // Two truths of one version: somebody lies. The owner will say; until then all believe the same one.
-            if from == 0 && theirs > owner.sum {
+            if from == 0 && sum_of_all(&change) > owner.sum {
                 self.replace(link, &change, now);
             } else {
                 self.peer_has_seen(link, id, told);
@@ -290,8 +298,7 @@ impl Table {
     fn own_change(&mut self, link: u64, change: &Change, now: Instant) {
         let me = self.own(now);
         let (mine, told) = ((me.incarnation, me.version), (change.incarnation, change.to));
-        let theirs = change.put.iter().fold(0u64, |sum, put| sum.wrapping_add(sum_of(put.0, put.1, &put.2)));
-        let differs = change.from == 0 && told == mine && !change.gone && theirs != me.sum;
+        let differs = change.from == 0 && told == mine && !change.gone && sum_of_all(change) != me.sum;
         let is_forged = told > mine || differs || change.incarnation == mine.0 && change.beat > me.beat;
         if is_forged {
             self.defend(change.incarnation, now);

@@ -132,6 +132,28 @@ fn members_past_the_limit_are_refused_and_those_that_have_left_make_room() {
 }
 
 #[test]
+fn what_a_member_left_behind_can_be_rewritten_by_others_until_somebody_frees_it() {
+    let mut net = Net::new(3);
+    net.join(0, 1);
+    net.join(1, 2);
+    let id = net.add(0, persistent("kept"));
+    net.pass(BEAT);
+    net.tables[0].leave(net.now);
+    net.settle();
+    net.cut(0, 1);
+    let body = persistent("rewritten").encode().unwrap();
+    for (version, gone) in [(8, true), (9, false)] {
+        let put = vec![Put(id.number, version, body.clone())];
+        net.forge(1, 2, &Frame::Change(Change { gone, ..change(1, 2, version, 9, put) }));
+        net.pass(LIFE * 3);
+        assert_eq!((net.roles(1), net.roles(2)), (vec!["rewritten".to_owned()], vec!["rewritten".to_owned()]));
+    }
+    net.tables[1].free(id, net.now).unwrap();
+    net.pass(BEAT * 12);
+    assert_eq!((net.roles(1), net.roles(2)), (vec![], vec![]));
+}
+
+#[test]
 fn whose_name_is_taken_elsewhere_takes_another_one_once_per_heartbeat() {
     let mut net = Net::new(2);
     net.join(0, 1);

@@ -373,6 +373,29 @@ fn persistent_records_outlive_their_owner_and_may_be_freed_by_anybody() {
 }
 
 #[test]
+fn the_last_persistent_record_of_one_that_died_is_known_to_those_who_had_not_heard_of_it() {
+    let mut net = Net::new(3);
+    net.join(0, 1);
+    net.join(0, 2);
+    net.add(1, persistent("first"));
+    net.pass(BEAT);
+    // It reaches only one of the others, and only that one lives.
+    net.paused[2] = true;
+    net.add(1, persistent("last"));
+    net.paused[1] = true;
+    net.pass(BEAT);
+    net.on_its_way.clear();
+    net.cut(0, 2);
+    net.cut(0, 1);
+    net.paused[2] = false;
+    net.pass(LIFE * 3);
+    assert_eq!((net.roles(0), net.roles(2)), (vec!["first".to_owned(), "last".to_owned()], vec!["first".to_owned()]));
+    net.join(0, 2);
+    net.pass(BEAT);
+    assert_eq!(net.roles(2), ["first", "last"]);
+}
+
+#[test]
 fn a_living_owner_hears_that_its_persistent_record_was_freed() {
     let mut net = Net::new(2);
     net.join(0, 1);
