@@ -106,7 +106,8 @@ async fn a_node_that_only_its_own_machine_can_find_listens_only_there() {
     use picom::registry::{Cached, Combine, Manifest, Memory, Registry};
     use picom::{Builder, Methods, Picom};
 
-    let (file, secret) = (std::env::temp_dir().join(format!("picom-url-{}", std::process::id())), "a secret of 24 bytes or so");
+    let (file, secret) =
+        (std::env::temp_dir().join(format!("picom-url-{}", std::process::id())), "a secret of 24 bytes or so");
     std::fs::write(&file, secret).unwrap();
     let with = |rest: &str| format!("manifest://{rest}secret-file={}", file.display());
     for url in [
@@ -147,5 +148,8 @@ async fn a_node_that_only_its_own_machine_can_find_listens_only_there() {
     let same = |ip: &str| (ip.to_owned(), ip.to_owned());
     assert_eq!(listens(builder(local())).await, same("127.0.0.1"));
     assert_eq!(listens(builder(local()).bind("127.0.0.2")).await, same("127.0.0.2"), "who says where is believed");
-    assert_eq!(listens(builder(local()).advertise("127.0.0.3")).await, ("127.0.0.1".to_owned(), "127.0.0.3".to_owned()));
+    assert_eq!(
+        listens(builder(local()).advertise("127.0.0.3")).await,
+        ("127.0.0.1".to_owned(), "127.0.0.3".to_owned())
+    );
 }

@@ -81,8 +81,6 @@ pub(super) struct Shared {
     hellos: Mutex<BTreeMap<[u8; NONCE], bool>>,
     pub(super) listening: watch::Sender<BTreeMap<usize, SocketAddr>>,
     pub(super) events: broadcast::Sender<Event>,
-    /// There may be something to say.
-    pub(super) news: watch::Sender<()>,
     /// A link has said all that it had to say.
     told: Notify,
     /// There is something that readers have not seen, or the time is to be looked at sooner than was said.
@@ -121,7 +119,6 @@ impl Shared {
             hellos: Mutex::default(),
             listening: watch::Sender::new(BTreeMap::new()),
             events: broadcast::Sender::new(EVENTS),
-            news: watch::Sender::new(()),
             told: Notify::new(),
             look: Notify::new(),
             refresh: Arc::default(),
@@ -155,10 +152,11 @@ impl Shared {
             // Without a reader nobody misses it.
             let _ = self.events.send(event);
         }
-        if table.take_news() {
-            self.news.send_replace(());
-        }
-        if table.has_touched() {
+        let (bells, touched) = (table.take_bells(), table.has_touched());
+        // Whoever is woken wants the table at once.
+        drop(table);
+        bells.iter().for_each(|bell| bell.notify_one());
+        if touched {
             self.look.notify_one();
         }
         result
@@ -173,9 +171,14 @@ impl Shared {
         self.peek(|table| table.me)
     }
 
-    pub(super) fn written(&self, link: u64) {
-        self.peek(|table| table.written(link));
+    /// All that there was to say on a link is on its way. Returns whether the other side has been silent for too long.
+    pub(super) fn written(&self, link: u64) -> bool {
+        let is_dead = self.peek(|table| {
+            table.written(link);
+            table.is_dead(link, Instant::now())
+        });
         self.told.notify_waiters();
+        is_dead
     }
 
     /// Waits until everybody who is connected was told of all of one's own changes.

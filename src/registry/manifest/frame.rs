@@ -242,7 +242,17 @@ mod tests {
         let with = |len| {
             let put = vec![Put(1, 1, vec![0; len].into())];
             let why = Vec::new();
-            Frame::Change(Change { owner: 1, incarnation: 1, beat: 1, from: 0, to: 1, gone: false, put, freed: vec![], why })
+            Frame::Change(Change {
+                owner: 1,
+                incarnation: 1,
+                beat: 1,
+                from: 0,
+                to: 1,
+                gone: false,
+                put,
+                freed: vec![],
+                why,
+            })
         };
         assert!(Frame::decode(encoded(&with(MAX_BODY))).is_ok());
         assert_eq!(Frame::decode(encoded(&with(MAX_BODY + 1))), Err(BadFrame::Malformed));

@@ -312,10 +312,9 @@ async fn listen<I: AsyncRead>(
 }
 
 async fn speak<I: AsyncWrite>(shared: &Arc<Shared>, link: u64, write: &mut WriteHalf<I>, seal: &mut Seal) -> String {
-    let mut news = shared.news.subscribe();
+    let Some(bell) = shared.peek(|table| table.bell(link)) else { return "it was closed".to_owned() };
     let mut out = BytesMut::new();
     loop {
-        news.borrow_and_update();
         loop {
             while out.len() < BATCH {
                 let Some(frame) = shared.peek(|table| table.next_frame(link, Instant::now())) else { break };
@@ -336,12 +335,9 @@ async fn speak<I: AsyncWrite>(shared: &Arc<Shared>, link: u64, write: &mut Write
         if out.capacity() > BATCH {
             out = BytesMut::new();
         }
-        shared.written(link);
-        if shared.peek(|table| table.is_dead(link, Instant::now())) {
+        if shared.written(link) {
             return "the other side has fallen silent".to_owned();
         }
-        if news.changed().await.is_err() {
-            return "the manifest is gone".to_owned();
-        }
+        bell.notified().await;
     }
 }

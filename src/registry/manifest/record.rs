@@ -274,7 +274,10 @@ impl Content {
 
     /// As clients see it, if it can be called at all. `unknown` stands for an address that is not known.
     pub(super) fn endpoint(&self, id: RecordId, tier: Tier, unknown: Option<IpAddr>) -> Option<Endpoint> {
-        let addr = SocketAddr::new(self.address.map(|ip| ip.to_canonical()).or(unknown)?, (self.port != 0).then_some(self.port)?);
+        let addr = SocketAddr::new(
+            self.address.map(|ip| ip.to_canonical()).or(unknown)?,
+            (self.port != 0).then_some(self.port)?,
+        );
         Some(Endpoint {
             addr,
             incarnation: self.incarnation,

@@ -30,8 +30,11 @@ pub(super) fn check(role: &str) -> Result<(), RegistryError> {
     let Some((name, version)) = role.split_once('@').filter(|(name, _)| !name.is_empty()) else { return Ok(()) };
     let bare = version.strip_prefix('v').unwrap_or(version);
     let core = bare.split(['-', '+']).next().unwrap_or(bare);
-    let is_number = |part: &str| matches!(part, "x" | "X") || !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-    let is_meant = core.starts_with(|c: char| c.is_ascii_digit()) && core.split('.').count() <= 3 && core.split('.').all(is_number);
+    let is_number =
+        |part: &str| matches!(part, "x" | "X") || !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let is_meant = core.starts_with(|c: char| c.is_ascii_digit())
+        && core.split('.').count() <= 3
+        && core.split('.').all(is_number);
     if !is_meant || Version::parse(version).is_ok() || role.len() > MAX_QUERY {
         return Ok(());
     }

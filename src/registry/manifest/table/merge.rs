@@ -118,6 +118,9 @@ impl Table {
         }
         if let Some(link) = self.links.get_mut(&link) {
             link.echoes += usual;
+            if !full && beats.iter().any(|beat| beat.0 != link.owner) {
+                link.relays = Some(now);
+            }
         }
         behind |= unknown && self.may_bring(link);
         if full {

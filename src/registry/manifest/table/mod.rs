@@ -17,6 +17,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::owner::{Life, Owner, Stored, TOMBSTONE};
@@ -80,7 +81,8 @@ pub(super) struct Table {
     touched: BTreeSet<String>,
     /// The roles of which two have one address.
     contested: BTreeSet<String>,
-    news: bool,
+    /// Those who wait for something to say.
+    bells: Vec<Arc<Notify>>,
 }
 
 impl Table {
@@ -114,7 +116,7 @@ impl Table {
             events: Vec::new(),
             touched: BTreeSet::new(),
             contested: BTreeSet::new(),
-            news: false,
+            bells: Vec::new(),
         }
     }
 
@@ -235,12 +237,15 @@ impl Table {
         let Some(beaten) = self.beaten else { return self.ticked };
         let soon = self.ticked + self.heartbeat / TICKS_PER_BEAT;
         let is_silent = |link: &Link| self.ticked.duration_since(link.heard) > self.heartbeat;
-        // A pause that is as long as the usual one must not be taken for standing still.
-        let is_tight = self.lifetime < self.heartbeat * 3;
-        if is_tight || self.links.len() > 1 || !self.contested.is_empty() || self.links.values().any(is_silent) {
+        if self.is_tight() || self.links.len() > 1 || !self.contested.is_empty() || self.links.values().any(is_silent) {
             return soon;
         }
         (beaten + self.heartbeat).min(self.expire_at).max(soon)
+    }
+
+    /// Whether there is so little time between heartbeat and lifetime that a beat may never wait for the next one.
+    fn is_tight(&self) -> bool {
+        self.lifetime < self.heartbeat * 3
     }
 
     /// The time goes on: beats, and forgets whoever has not.
@@ -263,11 +268,12 @@ impl Table {
             (me.beat, me.beat_at, me.seen) = (me.beat + 1, count, now);
             self.event(Event::Heartbeat);
         }
+        let beats = self.beaten == Some(now);
         self.expire(now);
         // Who of two at one address is heard may have changed.
         self.touched.append(&mut self.contested);
         self.doubt(now);
-        self.schedule(now);
+        self.schedule(beats, now);
     }
 
     /// Finds those behind links that have fallen silent. Others are told, so that they do not take them for dead either.
@@ -543,8 +549,8 @@ impl Table {
         !self.touched.is_empty()
     }
 
-    /// Whether there is anything to say on any link that was not there before.
-    pub(super) fn take_news(&mut self) -> bool {
-        std::mem::take(&mut self.news)
+    /// Who is to be told that there may be something to say.
+    pub(super) fn take_bells(&mut self) -> Vec<Arc<Notify>> {
+        std::mem::take(&mut self.bells)
     }
 }

@@ -56,15 +56,21 @@ pub(super) struct Owner {
     pub(super) sum: u64,
     /// Bytes of its records.
     pub(super) bytes: usize,
-    /// Version, number and time of what was freed, oldest first.
-    freed: VecDeque<(u64, u64, Instant)>,
-    /// Version, number and reason of the last of them that were freed for one.
-    why: VecDeque<(u64, u64, String)>,
+    /// What was freed; nothing as a rule, and then it takes no room where all owners are gone through.
+    graves: Option<Box<Graves>>,
     /// Up to this version it is not known any more what was freed.
     floor: u64,
     /// The table's count when the beat last grew, and the link that said so.
     pub(super) beat_at: u64,
     pub(super) beat_from: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Graves {
+    /// Version, number and time of what was freed, oldest first.
+    freed: VecDeque<(u64, u64, Instant)>,
+    /// Version, number and reason of the last of them that were freed for one, the latest first.
+    why: VecDeque<(u64, u64, String)>,
 }
 
 impl Owner {
@@ -82,8 +88,7 @@ impl Owner {
             records: BTreeMap::new(),
             sum: 0,
             bytes: 0,
-            freed: VecDeque::new(),
-            why: VecDeque::new(),
+            graves: None,
             floor: 0,
             beat_at: 0,
             beat_from: None,
@@ -134,35 +139,42 @@ impl Owner {
 
     /// Remembers that a record was freed with this version, and why.
     pub(super) fn bury(&mut self, version: u64, number: u64, why: Option<String>, now: Instant) {
+        let graves = self.graves.get_or_insert_default();
         if let Some(why) = why {
-            self.why.truncate(MAX_WHY - 1);
-            self.why.push_front((version, number, why));
+            graves.why.truncate(MAX_WHY - 1);
+            graves.why.push_front((version, number, why));
         }
-        self.freed.push_back((version, number, now));
-        if self.freed.len() > MAX_RECORDS {
+        graves.freed.push_back((version, number, now));
+        if graves.freed.len() > MAX_RECORDS {
             self.exhume();
         }
     }
 
     /// Nothing is known of what was freed up to this version.
     pub(super) fn forget_freed(&mut self, version: u64) {
-        self.freed.clear();
-        self.why.clear();
+        self.graves = None;
         self.floor = version;
     }
 
     /// Forgets what was freed long ago, and says when there is more of it.
     pub(super) fn prune(&mut self, now: Instant) -> Option<Instant> {
-        while self.freed.front().is_some_and(|(_, _, at)| now.duration_since(*at) >= TOMBSTONE) {
+        loop {
+            let (_, _, at) = self.graves.as_ref()?.freed.front()?;
+            if now.duration_since(*at) < TOMBSTONE {
+                return Some(*at + TOMBSTONE);
+            }
             self.exhume();
         }
-        self.freed.front().map(|(_, _, at)| *at + TOMBSTONE)
     }
 
     fn exhume(&mut self) {
-        if let Some((version, ..)) = self.freed.pop_front() {
+        let Some(graves) = &mut self.graves else { return };
+        if let Some((version, ..)) = graves.freed.pop_front() {
             self.floor = self.floor.max(version);
-            self.why.retain(|(freed, ..)| *freed > version);
+            graves.why.retain(|(freed, ..)| *freed > version);
+        }
+        if graves.freed.is_empty() {
+            self.graves = None;
         }
     }
 
@@ -180,8 +192,9 @@ impl Owner {
             _ => 0,
         };
         let news = self.records.iter().filter(|(_, stored)| stored.version > from);
-        let freed = self.freed.iter().filter(|(version, ..)| from > 0 && *version > from);
-        let why = self.why.iter().filter(|(version, ..)| from > 0 && *version > from);
+        let graves = self.graves.iter().filter(|_| from > 0);
+        let freed = graves.clone().flat_map(|graves| &graves.freed).filter(|(version, ..)| *version > from);
+        let why = graves.flat_map(|graves| &graves.why).filter(|(version, ..)| *version > from);
         Change {
             owner,
             incarnation: self.incarnation,

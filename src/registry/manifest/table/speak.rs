@@ -5,8 +5,10 @@
 //! say back what was just heard there. Look next at `../link.rs` for the connection itself.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::super::events::Event;
@@ -57,6 +59,9 @@ pub(super) struct Link {
     /// How many changes and frees were said to the other side, and heard from it.
     said: u64,
     pub(super) heard_news: u64,
+    /// When it last brought a beat of anybody but its own other end.
+    pub(super) relays: Option<Instant>,
+    bell: Arc<Notify>,
     pulse: bool,
     /// Up to which count of the table beats were told, and how many since then were heard on this very link.
     beats: u64,
@@ -64,7 +69,8 @@ pub(super) struct Link {
     /// How many of the frees of persistent records were told.
     freed: u64,
     told_synced: bool,
-    /// Which of one's own incarnations and versions the other side has been sent.
+    /// Which of one's own incarnations and versions was the last to be said, or known to the other side, and which is on its way.
+    told_own: (u64, u64),
     written: (u64, u64),
 }
 
@@ -116,17 +122,24 @@ impl Table {
             unclear: 0,
             said: 0,
             heard_news: 0,
+            relays: None,
+            bell: Arc::default(),
             pulse: false,
             beats: 0,
             echoes: 0,
             freed: self.freed_count - self.freed.len() as u64,
             told_synced: false,
+            told_own: (0, 0),
             written: (0, 0),
         };
         self.links.insert(id, link);
         self.event(Event::Connected { owner });
-        self.news = true;
         Ok(id)
+    }
+
+    /// Rings when there may be something to say on a link.
+    pub(in super::super) fn bell(&self, link: u64) -> Option<Arc<Notify>> {
+        self.links.get(&link).map(|link| Arc::clone(&link.bell))
     }
 
     pub(in super::super) fn is_wanted(&self, owner: u64, birth: u64) -> Result<(), Unwanted> {
@@ -187,9 +200,8 @@ impl Table {
 
     /// Everything that was to be said on this link so far is on its way.
     pub(in super::super) fn written(&mut self, link: u64) {
-        let me = self.me;
         if let Some(link) = self.links.get_mut(&link) {
-            link.written = link.knows.as_ref().and_then(|knows| knows.get(&me)).copied().unwrap_or_default();
+            link.written = link.told_own;
         }
     }
 
@@ -198,9 +210,9 @@ impl Table {
         for (id, link) in &mut self.links {
             if Some(*id) != except {
                 link.dirty.insert(owner);
+                self.bells.push(Arc::clone(&link.bell));
             }
         }
-        self.news = true;
     }
 
     /// The other side has this of an owner, or something else of which nothing is known.
@@ -216,7 +228,7 @@ impl Table {
         // Usually both sides know the same, and nobody is to be woken for that.
         if newest.is_some_and(|newest| version.is_none_or(|version| version < newest)) {
             link.dirty.insert(owner);
-            self.news = true;
+            self.bells.push(Arc::clone(&link.bell));
         }
     }
 
@@ -233,7 +245,7 @@ impl Table {
         let Some(link) = self.links.get_mut(&link) else { return };
         if link.knows.is_none() {
             link.knows = Some(BTreeMap::new());
-            self.news = true;
+            self.bells.push(Arc::clone(&link.bell));
         }
     }
 
@@ -241,7 +253,9 @@ impl Table {
     pub(super) fn peer_told_all(&mut self, link: u64, missing: Vec<u64>) {
         let Some(link) = self.links.get_mut(&link) else { return };
         let Some(knows) = &mut link.knows else { return };
-        self.news |= !missing.is_empty();
+        if !missing.is_empty() {
+            self.bells.push(Arc::clone(&link.bell));
+        }
         for owner in missing {
             knows.remove(&owner);
             link.dirty.insert(owner);
@@ -254,7 +268,7 @@ impl Table {
         let Some(link) = self.links.get_mut(&link) else { return };
         if link.digest_at.is_none_or(|at| now.duration_since(at) >= heartbeat) {
             link.digest = true;
-            self.news = true;
+            self.bells.push(Arc::clone(&link.bell));
         }
     }
 
@@ -262,6 +276,7 @@ impl Table {
     /// the order in which they were said: if it had heard all and something differs, then it will not heal by itself.
     pub(super) fn summary_heard(&mut self, link: u64, sum: u64, heard: u64, now: Instant) {
         let (heartbeat, freed) = (self.heartbeat, self.freed_count);
+        let next = now + heartbeat * BEATS_PER_SUMMARY + self.spread(link);
         let Some(other) = self.links.get_mut(&link) else { return };
         // Adding up is work, and honest members do not ask for it so often.
         let is_early = other.summary_heard.is_some_and(|at| now.duration_since(at) < heartbeat);
@@ -269,9 +284,14 @@ impl Table {
             return;
         }
         other.summary_heard = Some(now);
-        let is_under_way = !other.dirty.is_empty() || !other.queue.is_empty() || other.freed != freed || heard < other.said;
+        let is_under_way =
+            !other.dirty.is_empty() || !other.queue.is_empty() || other.freed != freed || heard < other.said;
         let is_same = self.summary() == sum;
         let Some(other) = self.links.get_mut(&link) else { return };
+        if is_same {
+            // One of the two sides is enough.
+            other.summary_next = next;
+        }
         other.unclear = if is_under_way && !is_same { other.unclear + 1 } else { 0 };
         if !is_same && (!is_under_way || other.unclear >= MAX_UNCLEAR) {
             other.unclear = 0;
@@ -290,14 +310,19 @@ impl Table {
         })
     }
 
-    /// Beats are due on every link where there are any, and from time to time a comparison.
-    pub(super) fn schedule(&mut self, now: Instant) {
+    /// Beats are due where there are any, and from time to time a comparison. To who passes on nothing that others say, they are
+    /// told together with one's own: only those behind it would miss them, if they waited at every step of a long way.
+    pub(super) fn schedule(&mut self, beats: bool, now: Instant) {
+        let tight = self.is_tight();
         for link in self.links.values_mut() {
-            link.pulse |= !self.unsure.is_empty() || self.count - link.beats > link.echoes;
+            let relays = link.relays.is_some_and(|at| now.duration_since(at) < self.lifetime);
+            let has_news = self.count - link.beats > link.echoes;
+            link.pulse |= !self.unsure.is_empty() || has_news && (beats || relays || tight);
             link.digest |= now >= link.digest_next;
             link.summary |= now >= link.summary_next;
-            let is_due = link.pulse || link.digest || link.summary;
-            self.news |= is_due || now.duration_since(link.heard) > self.lifetime * 2;
+            if link.pulse || link.digest || link.summary || now.duration_since(link.heard) > self.lifetime * 2 {
+                self.bells.push(Arc::clone(&link.bell));
+            }
         }
     }
 
@@ -320,6 +345,9 @@ impl Table {
                 let Some(owner) = self.owners.get(&owner_id) else { continue };
                 let version = (owner.incarnation, owner.version);
                 let known = knows.get(&owner_id).copied();
+                if owner_id == self.me {
+                    link.told_own = version;
+                }
                 if known.is_some_and(|known| known >= version) {
                     continue;
                 }

@@ -198,7 +198,12 @@ fn of_two_at_one_address_the_one_that_came_later_counts_also_for_a_newcomer() {
         net.pass(BEAT / 2);
         net.join(0, 3);
         for table in [0, 3] {
-            assert_eq!(published(&mut net, table), Some(2), "in the table of {table}, which has {:?}", net.roles(table));
+            assert_eq!(
+                published(&mut net, table),
+                Some(2),
+                "in the table of {table}, which has {:?}",
+                net.roles(table)
+            );
         }
     }
 }
@@ -253,7 +258,10 @@ fn one_that_was_doubted_and_is_heard_again_is_told_to_readers() {
     net.join(0, 1);
     net.pass(BEAT);
     assert_eq!(tier(&mut net, 0, "one"), Some(Tier::Healthy));
-    assert!(net.tables[0].take_touched().contains("one"), "readers were told that it is doubted, and must be told that not");
+    assert!(
+        net.tables[0].take_touched().contains("one"),
+        "readers were told that it is doubted, and must be told that not"
+    );
 }
 
 #[test]

@@ -108,6 +108,7 @@ impl Net {
             let (later, arriving): (VecDeque<_>, VecDeque<_>) =
                 self.on_its_way.drain(..).partition(|(end, _)| self.paused[end.0]);
             self.on_its_way = later;
+            self.tables.iter_mut().for_each(|table| drop(table.take_bells()));
             if arriving.is_empty() {
                 return;
             }
