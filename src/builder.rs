@@ -57,10 +57,12 @@ impl Builder {
         self
     }
 
-    /// The address to listen on; the default is every interface.
+    /// The address to listen on; the default is every interface, or 127.0.0.1 with a registry through which only processes of
+    /// this machine can find each other (`manifest://local`, `broadcast://`; see [`Registry::is_local`](registry::Registry::is_local))
+    /// unless [`Builder::advertise`] names an address of another kind.
     pub fn bind(mut self, address: &str) -> Self {
         match address.parse() {
-            Ok(address) => self.options.bind = address,
+            Ok(address) => self.options.bind = Some(address),
             Err(_) => self.note(format!("bind: \"{}\" is not an IP address", address.escape_default())),
         }
         self

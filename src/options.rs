@@ -3,7 +3,7 @@
 //! Owns the numbers. It must never act on them: each is read in the room that it limits. Look next at
 //! [`Builder`](crate::Builder) for how users set them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,7 +90,8 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct Options {
     pub(crate) port: u16,
     pub(crate) in_memory: bool,
-    pub(crate) bind: IpAddr,
+    /// `None` leaves it to the registry.
+    pub(crate) bind: Option<IpAddr>,
     pub(crate) advertise: Option<IpAddr>,
     pub(crate) started: bool,
     pub(crate) balance: Arc<dyn Balancer>,
@@ -119,12 +120,19 @@ pub(crate) struct Options {
     pub(crate) drain_timeout: Duration,
 }
 
+impl Options {
+    /// Where a server listens.
+    pub(crate) fn listen_at(&self) -> SocketAddr {
+        SocketAddr::new(self.bind.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), self.port)
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
             port: 0,
             in_memory: false,
-            bind: IpAddr::from([0, 0, 0, 0]),
+            bind: None,
             advertise: None,
             started: true,
             balance: Arc::new(PeakEwma),

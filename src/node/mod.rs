@@ -8,7 +8,7 @@ mod standing;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -143,13 +143,17 @@ impl Picom {
             }
             None => {}
         }
-        let Inner { name, options, incarnation, .. } = &*self.inner;
-        let asked = SocketAddr::new(options.bind, options.port);
-        let server = Server::start(name, *incarnation, options.clone()).await.map_err(|error| {
+        let Inner { name, incarnation, .. } = &*self.inner;
+        let mut options = self.inner.options.clone();
+        if registry.is_local() && options.advertise.is_none_or(|address| address.is_loopback()) {
+            options.bind.get_or_insert(Ipv4Addr::LOCALHOST.into());
+        }
+        let (asked, started) = (options.listen_at(), options.started);
+        let server = Server::start(name, *incarnation, options).await.map_err(|error| {
             Status::failed_precondition(format!("cannot listen on {asked}: {}", error.kind())).with_source(error)
         })?;
         server.add(&service)?;
-        let first = if options.started { NodeState::Running } else { NodeState::Up };
+        let first = if started { NodeState::Running } else { NodeState::Up };
         let local = server.local_addr();
         let registered = self.register(&registry, first, |status| self.instance(local, status)).await?;
         let exposing = Exposing { server, registered };
@@ -306,7 +310,8 @@ impl Picom {
     }
 
     /// Everything that the registry has told this process, by service: all services where the registry tells every node of
-    /// them, else those that are called, picked or watched here.
+    /// them, else those that are called, picked or watched here. It does not wait: a node that has only begun to listen knows little;
+    /// [`watch`](Picom::watch) and [`pick`](Picom::pick) wait.
     pub fn nodes(&self) -> BTreeMap<String, Arc<Endpoints>> {
         self.inner.registry.as_ref().map(|registry| registry.known()).unwrap_or_default()
     }

@@ -86,6 +86,10 @@ impl Registry for Combine {
         self.registries.iter().try_for_each(|registry| registry.validate())
     }
 
+    fn is_local(&self) -> bool {
+        self.registries.iter().all(|registry| registry.is_local())
+    }
+
     async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {
         instance.check()?;
         self.validate()?;

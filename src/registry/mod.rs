@@ -4,6 +4,8 @@
 //! or the server. Look next at `memory.rs`, `fixed.rs`, `broadcast/` and `consul/` for the systems themselves, at `feed.rs` for how
 //! many watches share one task, and at `url.rs` for choosing a registry by URL.
 
+#[cfg(any(feature = "consul", feature = "manifest"))]
+mod address;
 #[cfg(feature = "broadcast")]
 pub mod broadcast;
 mod cached;
@@ -60,6 +62,12 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether only processes of this machine can find each other through it. A node then listens on loopback only, unless its
+    /// builder says where: what nobody else can find, nobody else shall reach. Default false.
+    fn is_local(&self) -> bool {
+        false
+    }
+
     /// Makes `instance` findable and keeps it so until the handle is left or dropped.
     ///
     /// Returns as soon as the first attempt has an outcome: a registry that cannot be reached is not an error but a
@@ -73,7 +81,8 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     fn watch(&self, service: &str) -> Watch;
 
     /// Every service that it knows of now, by name, as far as this process was told: all of them where every node is told
-    /// everything, those that are watched elsewhere.
+    /// everything, those that are watched elsewhere. It does not wait: who was told nothing yet, as after the first use of a
+    /// registry, knows nobody or only itself. [`Registry::watch`] says when it is so: [`Freshness::Never`].
     fn known(&self) -> BTreeMap<String, Arc<Endpoints>>;
 }
 
@@ -86,6 +95,10 @@ impl<R: Registry + ?Sized> Registry for Arc<R> {
 
     fn validate(&self) -> Result<(), RegistryError> {
         (**self).validate()
+    }
+
+    fn is_local(&self) -> bool {
+        (**self).is_local()
     }
 
     async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {

@@ -249,6 +249,10 @@ impl Registry for Broadcast {
         self.handle.node.settings.validate()
     }
 
+    fn is_local(&self) -> bool {
+        self.handle.node.settings.is_loopback()
+    }
+
     async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {
         instance.check()?;
         self.validate()?;

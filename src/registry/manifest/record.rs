@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::role;
 use crate::message;
+use crate::registry::address::usable;
 use crate::registry::{Endpoint, Instance, MAX_NAME_LEN, RegistryError, Tier, check_service_name};
 use crate::state::{MAX_REASON, NodeState, NodeStatus};
 
@@ -199,6 +200,11 @@ impl Content {
         NodeStatus { state, reason: self.reason.clone(), since }
     }
 
+    /// Why it is about to be freed, if that is said.
+    pub(super) fn farewell(&self) -> Option<&str> {
+        self.reason.as_deref().filter(|_| self.state == NodeState::Down.as_str())
+    }
+
     /// What is wrong with it, whoever made it.
     pub(super) fn check(&self) -> Result<(), RegistryError> {
         check_service_name(&self.service)?;
@@ -210,8 +216,8 @@ impl Content {
             "its extra data must be at most 4 KiB"
         } else if self.reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON) {
             "the reason of its state is too long"
-        } else if self.address.is_some_and(|address| !is_callable(address)) {
-            "nothing can be at its address"
+        } else if let Some(Err(why)) = self.address.map(usable) {
+            return Err(RegistryError::Invalid(format!("record of {:?}: its address is {why}", self.service)));
         } else {
             return Ok(());
         };
@@ -268,7 +274,10 @@ impl Content {
 
     /// As clients see it, if it can be called at all. `unknown` stands for an address that is not known.
     pub(super) fn endpoint(&self, id: RecordId, tier: Tier, unknown: Option<IpAddr>) -> Option<Endpoint> {
-        let addr = SocketAddr::new(self.address.or(unknown)?, (self.port != 0).then_some(self.port)?);
+        let addr = SocketAddr::new(
+            self.address.map(|ip| ip.to_canonical()).or(unknown)?,
+            (self.port != 0).then_some(self.port)?,
+        );
         Some(Endpoint {
             addr,
             incarnation: self.incarnation,
@@ -281,10 +290,4 @@ impl Content {
             status: self.status(),
         })
     }
-}
-
-/// Whether anybody can be called there.
-pub(super) fn is_callable(address: IpAddr) -> bool {
-    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
-    !address.is_unspecified() && !address.is_multicast() && !broadcast
 }

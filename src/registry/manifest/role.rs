@@ -24,6 +24,25 @@ impl<'a> Role<'a> {
     }
 }
 
+/// Whether a program may register this role. A part of a version, as in `calc@1`, is a question and no answer: it would be a role
+/// without a version, which no range finds.
+pub(super) fn check(role: &str) -> Result<(), RegistryError> {
+    let Some((name, version)) = role.split_once('@').filter(|(name, _)| !name.is_empty()) else { return Ok(()) };
+    let bare = version.strip_prefix('v').unwrap_or(version);
+    let core = bare.split(['-', '+']).next().unwrap_or(bare);
+    let is_number =
+        |part: &str| matches!(part, "x" | "X") || !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let is_meant = core.starts_with(|c: char| c.is_ascii_digit())
+        && core.split('.').count() <= 3
+        && core.split('.').all(is_number);
+    if !is_meant || Version::parse(version).is_ok() || role.len() > MAX_QUERY {
+        return Ok(());
+    }
+    Err(RegistryError::Invalid(format!(
+        "role {role:?}: what is registered has a whole version, as in {name}@1.0.0; {version:?} is no semantic version"
+    )))
+}
+
 /// Which roles are wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Query {
@@ -110,6 +129,16 @@ mod tests {
         assert!(Query::parse("calc@^1").unwrap().matches("calc", Some("1.5.0")), "a version may stand beside");
         assert!(finds("mail@work", "mail@work"), "an @ may also be part of a name");
         assert!(!finds("calc@^1", "calc@1.3.0-alpha"), "a range does not reach into what is not released yet");
+    }
+
+    #[test]
+    fn a_part_of_a_version_cannot_be_registered() {
+        for role in ["calc@1", "calc@1.2", "calc@v1.2.3", "calc@1.x", "calc@01.2.3", "calc@1.2-alpha"] {
+            assert!(check(role).unwrap_err().to_string().contains("calc@1.0.0"), "{role}");
+        }
+        for role in ["calc", "calc@1.2.3", "calc@1.2.3-alpha.1+7", "mail@work", "proxy@10.0.0.1", "@1", "calc@"] {
+            check(role).unwrap();
+        }
     }
 
     #[test]
