@@ -5,6 +5,7 @@
 //! for what a failed call says.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderValue};
@@ -64,6 +65,8 @@ pub(super) struct Api {
     /// Connections of their own, so that a beat never waits behind a long poll.
     beats: Client,
     token: watch::Sender<Option<HeaderValue>>,
+    /// Whether anything has ever answered there.
+    answered: AtomicBool,
 }
 
 impl Api {
@@ -81,12 +84,18 @@ impl Api {
                 .build()
                 .map_err(|error| bad(format!("no HTTP client: {}", Trouble::cause(&error))))
         };
-        Ok(Self { reads: client()?, beats: client()?, token: watch::Sender::new(token), settings })
+        let (token, answered) = (watch::Sender::new(token), AtomicBool::new(false));
+        Ok(Self { reads: client()?, beats: client()?, token, answered, settings })
     }
 
     /// What errors call it.
     pub(super) fn describe(&self) -> String {
         format!("consul at {}", self.settings.address)
+    }
+
+    /// Whether anything has ever answered this process there.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Reads the token's file again; all who wait for another token hear of it. An unreadable file changes nothing.
@@ -201,6 +210,7 @@ impl Api {
             self.trouble(&method, path, Kind::Failed, &text)
         };
         let mut response = request.send().await.map_err(|error| failed(&error))?;
+        self.answered.store(true, Ordering::Relaxed);
         let mut answer = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| failed(&error))? {
             if answer.len() + chunk.len() > MAX_BODY_LEN {
