@@ -161,7 +161,7 @@ impl Picom {
             Status::failed_precondition(format!("cannot listen on {asked}: {}", error.kind())).with_source(error)
         })?;
         server.add(&service)?;
-        let first = if options.started { NodeState::Running } else { NodeState::Up };
+        let first = NodeStatus::now(if options.started { NodeState::Running } else { NodeState::Up }, None);
         let local = server.local_addr();
         let registered = self.register(&registry, first, |status| self.instance(local, status)).await?;
         let exposing = Exposing { server, registered };
@@ -174,16 +174,16 @@ impl Picom {
     async fn register(
         &self,
         registry: &Arc<dyn Registry>,
-        first: NodeState,
+        first: NodeStatus,
         instance: impl FnOnce(NodeStatus) -> Instance,
     ) -> Result<watch::Receiver<RegistrationState>, Status> {
-        let (status, birth) = self.inner.life.begin(first);
-        let registration = registry.register(instance(status.clone())).await.map_err(refused)?;
+        let birth = self.inner.life.begin(first.clone());
+        let registration = registry.register(instance(first.clone())).await.map_err(refused)?;
         if let RegistrationState::Retrying(reason) | RegistrationState::Denied(reason) = registration.state() {
             tracing::warn!(service = %self.inner.name, "not registered yet, and tried again: {reason}");
         }
         let states = registration.states();
-        birth.complete(registration, &status);
+        birth.complete(registration, &first);
         Ok(states)
     }
 
