@@ -4,7 +4,9 @@
 //! application begins. So the number that a newcomer gets is about how many connections that server has. A client keeps the
 //! connections with the lowest numbers, uses them first, and goes on asking servers at random, one every second: whoever has few
 //! connections gives low numbers, so clients come to it until it has as many as the others. Nobody has to know anybody's load.
-//! That is the protocol of callosum, after Indeed's Boxcar, and works with programs that speak it.
+//! That is the protocol of callosum, after Indeed's Boxcar, and works with programs that speak it. The line is decimal digits, then
+//! CR and LF, both of them: a line that ends with LF alone is no slot, and is reported like that of any other protocol
+//! ([`RoverError::BadProtocol`]).
 //!
 //! [`Listener`] is the server's side, and [`Slots`] its numbers. [`Rover`] asks around, [`Pool`] keeps and leases; [`Boxcar`] is
 //! both.

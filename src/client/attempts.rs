@@ -175,11 +175,11 @@ impl<A: Arguments> Attempts<A> {
             self.count += 1;
             let link = match self.connect(ticket.target()).await {
                 Ok(link) => link,
-                Err(status) => {
+                Err((class, status)) => {
                     ticket.unreachable();
                     let target = Arc::clone(ticket.target());
                     drop(ticket);
-                    self.go_on(&target, Class::NeverSent, status, None).await?;
+                    self.go_on(&target, class, status, None).await?;
                     continue;
                 }
             };
@@ -201,7 +201,7 @@ impl<A: Arguments> Attempts<A> {
         picked.map_err(|status| self.failed(None, status))
     }
 
-    async fn connect(&self, target: &Arc<Target>) -> Result<Arc<Link>, Status> {
+    async fn connect(&self, target: &Arc<Target>) -> Result<Arc<Link>, (Class, Status)> {
         if let Some(link) = target.connected() {
             return Ok(link);
         }
@@ -209,10 +209,11 @@ impl<A: Arguments> Attempts<A> {
         let outcome = match self.settled.deadline {
             None => connecting.await,
             Some(deadline) => tokio::time::timeout_at(deadline, connecting).await.map_err(|_| {
-                Status::deadline_exceeded("the deadline passed while connecting").with_execution(Execution::Never)
+                let status = Status::deadline_exceeded("the deadline passed while connecting");
+                (Class::NeverSent, status.with_execution(Execution::Never))
             })?,
         };
-        outcome.map_err(|error| connect_status(&error))
+        outcome.map_err(|error| (Class::of_connecting(&error), connect_status(&error)))
     }
 
     /// Opens the call; `None` means: go on with another attempt.
@@ -353,12 +354,13 @@ impl<A: Arguments> Attempts<A> {
     ) -> Result<(), Failed> {
         // When to come back is said of this server; another one may be asked at once.
         let elsewhere = self.settled.on.is_none() && self.pool.has_another(target, &self.tried);
+        let allowed = class.allows(self.is_idempotent(target), elsewhere);
         let asked = asked.filter(|_| !elsewhere);
         let delay = retry::delay(class, self.count, asked);
         let in_time =
             delay <= retry::MAX_ASKED && self.settled.deadline.is_none_or(|deadline| Instant::now() + delay < deadline);
         let most = if class.never_ran() { self.settled.max_failovers } else { self.settled.max_attempts };
-        if !class.allows(self.is_idempotent(target)) || self.count >= most.min(MAX_ATTEMPTS) || !in_time {
+        if !allowed || self.count >= most.min(MAX_ATTEMPTS) || !in_time {
             return Err(self.failed(Some(target), status));
         }
         if let Some(body) = &self.body {

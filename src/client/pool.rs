@@ -28,6 +28,8 @@ use crate::transport::link::Link;
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) service: Arc<str>,
+    /// The same as it was asked for, perhaps with a version: `calc@^1.2`.
+    pub(crate) asked: Arc<str>,
     pub(crate) node: Arc<str>,
     pub(crate) incarnation: u64,
     pub(crate) options: Options,
@@ -35,9 +37,10 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    pub(crate) fn new(service: Arc<str>, node: Arc<str>, incarnation: u64, options: Options) -> Self {
+    pub(crate) fn new(asked: Arc<str>, node: Arc<str>, incarnation: u64, options: Options) -> Self {
         let wants_load = AtomicBool::new(options.balance.wants_load());
-        Self { service, node, incarnation, options, wants_load }
+        let service = asked.split_once('@').map_or_else(|| Arc::clone(&asked), |(name, _)| name.into());
+        Self { service, asked, node, incarnation, options, wants_load }
     }
 
     /// Lets connections that are made from now on ask servers for their load, if a policy wants that.
@@ -138,8 +141,9 @@ impl Pool {
         self.budget.unused(Instant::now())
     }
 
+    /// What is called, as it was asked for.
     pub(crate) fn service(&self) -> &str {
-        &self.identity.service
+        &self.identity.asked
     }
 
     fn watch(&self) -> &Watch {
@@ -150,7 +154,7 @@ impl Pool {
     fn watched(&self) -> &(Watch, Instant) {
         self.watch.get_or_init(|| {
             let watch = match &self.registry {
-                Ok(registry) => registry.watch(&self.identity.service),
+                Ok(registry) => registry.watch(&self.identity.asked),
                 Err(_) => Watch::fixed(Endpoints::unknown()),
             };
             (watch, Instant::now())
@@ -340,7 +344,7 @@ impl Pool {
     fn nobody(&self, set: &Set) -> String {
         let Endpoints { freshness, endpoints, problem, .. } = &*set.snapshot;
         let (service, registry) = (
-            &self.identity.service,
+            &self.identity.asked,
             self.registry.as_ref().map_or_else(ToString::to_string, |registry| registry.describe()),
         );
         match (freshness, endpoints.len(), problem) {

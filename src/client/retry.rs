@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::proto::Failure;
+use crate::proto::{CloseReason, Error, Failure};
 
 /// What is known of a failed attempt, as far as trying again is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
     /// R0. Never handed to the kernel, or no connection came about: any call may be tried again.
     NeverSent,
+    /// R0 too, but somebody else is at that address and will be there in a moment as well: tried again only elsewhere.
+    WrongPeer,
     /// R1. The server says that it did not process it: any call may be tried again.
     NotProcessed,
     /// R2. Sent, and no byte of an answer came: only an idempotent call may be tried again.
@@ -39,10 +41,21 @@ impl Class {
         }
     }
 
-    /// Whether a call may be tried again after it.
-    pub(super) fn allows(self, idempotent: bool) -> bool {
+    /// The class of a connection that did not come about.
+    pub(super) fn of_connecting(error: &Error) -> Self {
+        match error {
+            Error::WrongService { .. }
+            | Error::Version
+            | Error::PeerClosed { reason: CloseReason::WrongService | CloseReason::Version, .. } => Self::WrongPeer,
+            _ => Self::NeverSent,
+        }
+    }
+
+    /// Whether a call may be tried again after it, at best at an endpoint that it has not tried if there is one `elsewhere`.
+    pub(super) fn allows(self, idempotent: bool, elsewhere: bool) -> bool {
         match self {
             Self::NeverSent | Self::NotProcessed => true,
+            Self::WrongPeer => elsewhere,
             Self::MaybeRan => idempotent,
             Self::Final => false,
         }
@@ -50,7 +63,7 @@ impl Class {
 
     /// Whether the handler provably never ran.
     pub(super) fn never_ran(self) -> bool {
-        matches!(self, Self::NeverSent | Self::NotProcessed)
+        matches!(self, Self::NeverSent | Self::WrongPeer | Self::NotProcessed)
     }
 }
 

@@ -18,8 +18,12 @@ mod fixed;
 mod manifest;
 mod memory;
 mod merge;
+pub(crate) mod role;
+#[cfg(any(feature = "broadcast", feature = "consul", feature = "manifest"))]
+mod settings;
 mod snapshots;
 mod url;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -43,6 +47,7 @@ pub use manifest::{Details, Event, Events, MAX_DATA, Manifest, Record, RecordId,
 pub use memory::Memory;
 pub use snapshots::Snapshots;
 pub use url::from_url;
+pub(crate) use versions::Versions;
 
 use crate::state::{NodeState, NodeStatus};
 
@@ -435,5 +440,25 @@ impl Registration {
 impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registration").field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_of_a_registry_that_is_gone_is_seen_once() {
+        let (publisher, snapshots) = watch::channel(Arc::new(Endpoints::unknown()));
+        let mut view = Watch::new(snapshots, Arc::default(), None);
+        let first = view.see();
+        assert!(view.has_seen(&first));
+        let last = Arc::new(Endpoints { generation: 1, freshness: Freshness::Live, ..Endpoints::unknown() });
+        publisher.send_replace(Arc::clone(&last));
+        assert!(!view.has_seen(&first));
+        drop(publisher);
+        assert!(!view.has_seen(&first), "what it said on the way out was not looked at");
+        assert!(Arc::ptr_eq(&view.see(), &last));
+        assert!(view.has_seen(&last) && view.has_seen(&view.current()), "nothing more will come");
     }
 }

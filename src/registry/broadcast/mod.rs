@@ -7,6 +7,7 @@ mod announce;
 mod datagram;
 mod events;
 mod node;
+mod parsed;
 mod seal;
 mod settings;
 mod table;

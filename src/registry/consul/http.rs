@@ -5,6 +5,7 @@
 //! for what a failed call says.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -69,6 +70,8 @@ pub(super) struct Api {
     /// Connections of their own, so that a beat never waits behind a long poll.
     beats: Connections,
     token: watch::Sender<Option<HeaderValue>>,
+    /// Whether anything has ever answered there.
+    answered: AtomicBool,
 }
 
 /// Connections that are kept. The address is looked up whenever one is made, so a name that has moved is followed as soon as
@@ -113,12 +116,18 @@ impl Api {
         let token = token(&settings)?;
         let tls = tls::config(&settings)?;
         let (reads, beats) = (Connections::new(tls.clone())?, Connections::new(tls)?);
-        Ok(Self { reads, beats, token: watch::Sender::new(token), settings })
+        let (token, answered) = (watch::Sender::new(token), AtomicBool::new(false));
+        Ok(Self { reads, beats, token, answered, settings })
     }
 
     /// What errors call it.
     pub(super) fn describe(&self) -> String {
         format!("consul at {}", self.settings.address)
+    }
+
+    /// Whether anything has ever answered this process there.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Reads the token's file again; all who wait for another token hear of it. An unreadable file changes nothing.
@@ -233,6 +242,7 @@ impl Api {
             self.trouble(&method, path, Kind::Failed, &text)
         };
         let mut response = request.send().await.map_err(|error| failed(&error))?;
+        self.answered.store(true, Ordering::Relaxed);
         let mut answer = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| failed(&error))? {
             if answer.len() + chunk.len() > MAX_BODY_LEN {

@@ -42,6 +42,10 @@ const DENIED_CAP: Duration = Duration::from_secs(60);
 /// How often it is tried to take the instance back.
 const LEAVE_TRIES: u32 = 3;
 
+/// How long an agent that has never answered may take for that, the only time that it is asked: it probably has nothing to take
+/// back, and what it has nevertheless heard of it forgets by itself.
+const LEAVE_UNHEARD: Duration = Duration::from_secs(1);
+
 /// How long after that its disappearance from the list is waited for.
 const VANISH: Duration = Duration::from_secs(2);
 
@@ -184,7 +188,7 @@ struct Registrar {
 
 impl Registrar {
     /// Until stopped; then takes the instance back. A step that has begun is waited for, because a request that the
-    /// agent handles late would bring the instance back.
+    /// agent handles late would bring the instance back; but not if no step has ever come to an end.
     async fn run(mut self, stop: CancellationToken) -> Result<(), RegistryError> {
         let mut tokens = self.group.api.tokens();
         loop {
@@ -203,7 +207,18 @@ impl Registrar {
                 }
             }
             self.denied = false;
-            let step = if look_at.is_some() { self.look().await } else { self.beat().await };
+            let group = Arc::clone(&self.group);
+            let in_vain = async {
+                stop.cancelled().await;
+                if group.api.has_answered() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let step = async { if look_at.is_some() { self.look().await } else { self.beat().await } };
+            let step = tokio::select! {
+                step = step => step,
+                () = in_vain => break,
+            };
             if let Err(trouble) = step {
                 if trouble.kind == Kind::Refused && self.first.is_some() {
                     self.settle(Err(RegistryError::Invalid(trouble.text)));
@@ -400,6 +415,15 @@ impl Registrar {
 
     async fn leave(&self) -> Result<(), RegistryError> {
         let api = &self.group.api;
+        if !api.has_answered() {
+            let in_time = timeout(LEAVE_UNHEARD, api.deregister(&self.id)).await;
+            let why = match in_time {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(trouble)) => trouble.text,
+                Err(_) => format!("{} has never answered", api.describe()),
+            };
+            return Err(RegistryError::Unreachable(why));
+        }
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(1));
         while let Err(trouble) = api.deregister(&self.id).await {
             if backoff.tries() + 1 >= LEAVE_TRIES || trouble.kind == Kind::Denied {

@@ -10,7 +10,6 @@ mod join;
 mod link;
 mod place;
 mod record;
-mod role;
 mod seal;
 mod settings;
 mod table;
@@ -31,9 +30,9 @@ use self::engine::{FAREWELL, Shared, Standing};
 use self::join::Side;
 use self::link::Origin;
 use self::record::Content;
-use self::role::Query;
 use self::settings::{PORT, Settings, with_port};
 use super::feed::Publisher;
+use super::role::{self, Query};
 use super::{Endpoints, Instance, Registration, Registry, RegistryError, Watch};
 
 pub use events::{Event, Events, Refusals};

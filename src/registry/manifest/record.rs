@@ -1,7 +1,7 @@
 //! What the members of a manifest tell each other about: records.
 //!
 //! Owns [`RecordId`], [`Record`], [`Details`], the form in which a record's content travels, and what of it is acceptable. It
-//! must never know who holds which record. Look next at `table.rs` for who does, and at `role.rs` for how records are found.
+//! must never know who holds which record. Look next at `table.rs` for who does, and at `registry/role.rs` for how records are found.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -249,7 +249,7 @@ impl Content {
     }
 
     pub(super) fn record(&self, id: RecordId, revision: u64) -> Record {
-        let role = role::Role::of(&self.service, self.meta.get("version").map(String::as_str));
+        let role = role::Role::of(&self.service, self.meta.get(role::VERSION).map(String::as_str));
         Record {
             id,
             revision,
@@ -278,6 +278,10 @@ impl Content {
             self.address.map(|ip| ip.to_canonical()).or(unknown)?,
             (self.port != 0).then_some(self.port)?,
         );
+        let mut meta = self.meta.clone();
+        if let Some(version) = role::Role::of(&self.service, None).version {
+            meta.insert(role::VERSION.to_owned(), version.to_string());
+        }
         Some(Endpoint {
             addr,
             incarnation: self.incarnation,
@@ -286,7 +290,7 @@ impl Content {
             weight: self.weight,
             zone: self.zone.clone(),
             tags: self.tags.clone(),
-            meta: self.meta.clone(),
+            meta,
             status: self.status(),
         })
     }

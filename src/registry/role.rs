@@ -1,21 +1,25 @@
 //! Roles and how they are asked for: `calc`, `calc@1.2.3`, `calc@^1.2`.
 //!
-//! Owns the grammar of both. It must never know where records come from. Look next at `table.rs` for who asks.
+//! Owns the grammar of both. It must never know where records or instances come from. Look next at `versions.rs` and
+//! `manifest/table/` for who asks.
 
 use semver::{Version, VersionReq};
 
-use crate::registry::{RegistryError, check_service_name};
+use super::{RegistryError, check_service_name};
+
+/// The key of an instance's meta under which its version stands.
+pub(crate) const VERSION: &str = "version";
 
 /// A role taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Role<'a> {
-    pub(super) name: &'a str,
-    pub(super) version: Option<Version>,
+pub(crate) struct Role<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) version: Option<Version>,
 }
 
 impl<'a> Role<'a> {
     /// The role of a record: its version is behind an `@`, or else in what it says beside.
-    pub(super) fn of(service: &'a str, beside: Option<&str>) -> Self {
+    pub(crate) fn of(service: &'a str, beside: Option<&str>) -> Self {
         let split = service.split_once('@').filter(|(name, _)| !name.is_empty());
         match split.and_then(|(name, version)| Some((name, Version::parse(version).ok()?))) {
             Some((name, version)) => Self { name, version: Some(version) },
@@ -45,11 +49,11 @@ pub(super) fn check(role: &str) -> Result<(), RegistryError> {
 
 /// Which roles are wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Query {
+pub(crate) struct Query {
     /// What was asked for, which also finds the role that is called exactly so.
-    pub(super) text: String,
+    pub(crate) text: String,
     /// The role's name.
-    pub(super) name: String,
+    pub(crate) name: String,
     wanted: Wanted,
 }
 
@@ -67,16 +71,10 @@ const MAX_QUERY: usize = 256;
 
 impl Query {
     /// Reads `name`, `name@version` or `name@range`.
-    pub(super) fn parse(text: &str) -> Result<Self, RegistryError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, RegistryError> {
         let whole = |name: &str, wanted| Self { text: text.to_owned(), name: name.to_owned(), wanted };
-        let refuse = || {
-            let shown: String = text.chars().take(64).collect();
-            RegistryError::Invalid(format!(
-                "{shown:?} is neither a role, nor a role with a version or a range behind an @, as in calc@^1.2"
-            ))
-        };
         if text.len() > MAX_QUERY {
-            return Err(refuse());
+            return Err(refused(text));
         }
         let Some((name, version)) = text.split_once('@').filter(|(name, _)| !name.is_empty()) else {
             return check_service_name(text).map(|()| whole(text, Wanted::Any));
@@ -87,12 +85,22 @@ impl Query {
         }
         match VersionReq::parse(version) {
             Ok(range) => Ok(whole(name, Wanted::Range(range))),
-            Err(_) => check_service_name(text).map(|()| whole(name, Wanted::Nothing)).map_err(|_| refuse()),
+            Err(_) => check_service_name(text).map(|()| whole(name, Wanted::Nothing)).map_err(|_| refused(text)),
         }
     }
 
+    /// The same, but an @ always has a version or a range behind it.
+    pub(crate) fn parse_version(text: &str) -> Result<Self, RegistryError> {
+        Self::parse(text).and_then(|query| if query.wanted == Wanted::Nothing { Err(refused(text)) } else { Ok(query) })
+    }
+
+    /// Whether every version is wanted.
+    pub(crate) fn is_any(&self) -> bool {
+        self.wanted == Wanted::Any
+    }
+
     /// Whether this is one of those that are wanted.
-    pub(super) fn matches(&self, service: &str, beside: Option<&str>) -> bool {
+    pub(crate) fn matches(&self, service: &str, beside: Option<&str>) -> bool {
         if service == self.text {
             return true;
         }
@@ -105,6 +113,13 @@ impl Query {
                 (Wanted::Nothing, _) | (_, None) => false,
             }
     }
+}
+
+fn refused(text: &str) -> RegistryError {
+    let shown: String = text.chars().take(64).collect();
+    RegistryError::Invalid(format!(
+        "{shown:?} is neither a name, nor a name with a version or a range behind an @, as in calc@1.2.3 or calc@^1.2"
+    ))
 }
 
 #[cfg(test)]
@@ -148,5 +163,6 @@ mod tests {
         }
         assert!(Query::parse(&format!("{}@{}", "x".repeat(128), "*")).is_ok());
         assert!(Query::parse(&"x".repeat(129)).is_err());
+        assert!(Query::parse("mail@work").is_ok() && Query::parse_version("mail@work").is_err());
     }
 }
