@@ -92,8 +92,13 @@ impl Member {
     }
 
     /// There is a connection again.
-    pub(crate) fn connected(&self) {
-        self.circuit.connected();
+    pub(crate) fn connected(&self, now: Instant) {
+        self.circuit.connected(self.fleet.at(now), &self.fleet);
+    }
+
+    /// How busy it said last that it was, as a share of its capacity, and how long ago.
+    pub(crate) fn last_report(&self, now: Instant) -> Option<(f64, Duration)> {
+        self.load.last_report(self.fleet.at(now))
     }
 
     /// What came of the call that was to find out whether it works again: `None` if nobody waited for that.

@@ -11,6 +11,7 @@ mod pick;
 mod pool;
 mod response;
 mod retry;
+mod rover;
 mod stream;
 mod target;
 mod throttle;

@@ -85,6 +85,12 @@ impl Target {
         }
     }
 
+    /// Begins to make a connection if there is none, for whoever comes. Does not wait.
+    pub(super) fn begin_connecting(self: &Arc<Self>, identity: &Arc<Identity>) {
+        // What comes of it is noted here.
+        let _ = self.attempt(identity);
+    }
+
     /// The connection, or where the outcome of the attempt that runs will be told.
     fn attempt(self: &Arc<Self>, identity: &Arc<Identity>) -> Result<Arc<Link>, watch::Receiver<Option<Outcome>>> {
         let mut state = self.lock();
@@ -120,7 +126,7 @@ impl Target {
                 state.link = Some(Arc::clone(link));
                 state.is_lost = false;
                 state.failed_at = None;
-                self.member.connected();
+                self.member.connected(Instant::now().into_std());
             }
             Err(_) => self.note_failure(&mut state),
         }

@@ -324,6 +324,13 @@ impl Link {
 
     // ---- the connection
 
+    /// Asks the server how busy it is, which its [`Handler`](super::driver::Handler) is told.
+    pub(crate) fn ask_load(&self) {
+        let mut state = self.lock();
+        state.proto.ask_load();
+        self.kick(state);
+    }
+
     /// Closes the connection as soon as no call is open.
     pub(crate) fn close_when_idle(&self) {
         let mut state = self.lock();

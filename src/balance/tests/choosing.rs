@@ -15,7 +15,7 @@ const MS: Duration = Duration::from_millis(1);
 fn policies() -> [Box<dyn Balancer>; 8] {
     [
         Box::new(PeakEwma),
-        Box::new(Boxcar),
+        Box::new(Boxcar::new()),
         Box::new(LeastOutstanding),
         Box::new(RoundRobin),
         Box::new(Random),
@@ -186,10 +186,10 @@ fn boxcar_hears_what_the_server_says_for_a_second() {
     two.answer(1, 11 * MS);
     two.member(0).reported(9, 10, two.now);
     two.member(1).reported(1, 10, two.now);
-    assert_eq!(two.shares(&Boxcar, 100), [0, 100]);
+    assert_eq!(two.shares(&Boxcar::new(), 100), [0, 100]);
     assert_eq!(two.shares(&PeakEwma, 100), [100, 0], "other policies do not listen");
     two.pass(Duration::from_secs(5));
-    assert_eq!(two.shares(&Boxcar, 100), [100, 0], "an old report says nothing");
+    assert_eq!(two.shares(&Boxcar::new(), 100), [100, 0], "an old report says nothing");
     // What a hostile server may say.
     for (slot, capacity) in [(u32::MAX, 1), (u32::MAX, 0), (0, u32::MAX), (1, 0)] {
         two.member(0).reported(slot, capacity, two.now);
