@@ -12,15 +12,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::FutureExt;
 use picom::balance::{Boxcar, Circuit, EndpointState, PeakEwma};
 use picom::registry::{Fixed, Memory};
 use picom::{Concurrency, Context, Methods, Picom, Status};
+use support::PATIENCE;
 use support::nodes::{SERVICE, builder};
 use support::peer::{HELLO, Hello, PING, PONG, Scripted, frame};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long a server works on a call, and how long a caller waits between two.
 const WORK: Duration = Duration::from_millis(50);
@@ -28,8 +28,9 @@ const CLIENTS: usize = 20;
 /// Of each client.
 const CALLERS: usize = 2;
 
+/// Dropping it kills it, and all of its connections.
 struct Server {
-    node: Picom,
+    _node: Picom,
     addr: SocketAddr,
     calls: Arc<AtomicUsize>,
     /// One permit for each call of `wait` that may end.
@@ -40,8 +41,9 @@ impl Server {
     /// On this port; 0 is any.
     async fn start(port: u16) -> Self {
         let (calls, may_end) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
-        let (counted, waits) = (Arc::clone(&calls), Arc::clone(&may_end));
-        let methods = Methods::new()
+        let methods = || {
+            let (counted, waits) = (Arc::clone(&calls), Arc::clone(&may_end));
+            Methods::new()
             .unary("work", move |_cx: Context, (): ()| {
                 counted.fetch_add(1, Ordering::Relaxed);
                 async move {
@@ -55,11 +57,22 @@ impl Server {
                 async move {
                     waits.acquire().await.map(|permit| permit.forget()).map_err(|_| Status::internal("gone"))
                 }
-            });
-        // So that a few calls are a load worth hearing of.
-        let node = builder(SERVICE, &Memory::new()).port(port).concurrency(Concurrency::Fixed(40)).build().unwrap();
-        let addr = node.expose(methods).await.unwrap().local_addr();
-        Self { node, addr, calls, may_end }
+            })
+        };
+        // The one before lets go of its port when its task ends.
+        let exposed = async {
+            loop {
+                // So that a few calls are a load worth hearing of.
+                let node = builder(SERVICE, &Memory::new()).port(port).concurrency(Concurrency::Fixed(40));
+                let node = node.build().unwrap();
+                match node.expose(methods()).await {
+                    Ok(exposed) => return (exposed.local_addr(), node),
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        let (addr, _node) = timeout(PATIENCE, exposed).await.expect("the port becomes free");
+        Self { _node, addr, calls, may_end }
     }
 
     fn calls(&self) -> usize {
@@ -110,7 +123,7 @@ async fn three_servers_share_twenty_clients_and_one_that_comes_back_has_its_shar
     println!("3 servers and {CLIENTS} clients: {even:?} calls in 3 s, max/mean {:.3}", max_over_mean(even));
     assert!(max_over_mean(even) <= 1.15, "{even:?}");
 
-    for away in [Duration::ZERO, Duration::from_secs(10), Duration::from_secs(60)] {
+    for away in [Duration::ZERO, Duration::from_secs(40)] {
         let port = c.addr.port();
         drop(c);
         sleep(away).await;
@@ -126,7 +139,9 @@ async fn three_servers_share_twenty_clients_and_one_that_comes_back_has_its_shar
                 took = Some(back.elapsed());
             }
         }
-        println!("away for {away:?}: it has its share in the second that ends after {took:?}; second by second {course:?}");
+        println!(
+            "away for {away:?}: it has its share in the second that ends after {took:?}; second by second {course:?}"
+        );
         assert!(
             took.is_some_and(|took| took <= Duration::from_secs(5)),
             "away for {away:?}, its share is, second by second: {course:?}"
@@ -142,14 +157,16 @@ fn state(client: &Picom, server: SocketAddr) -> EndpointState {
 #[tokio::test(start_paused = true)]
 async fn a_rover_asks_where_no_calls_go_and_hears_of_what_others_do_there() {
     let (a, b) = (Server::start(0).await, Server::start(0).await);
-    let other = Picom::builder("other").registry(fixed(&[&a, &b])).build().unwrap();
-    let mut held: Vec<_> =
-        (0..20).map(|_| other.fetch::<()>(SERVICE, "wait", ()).on(b.addr).into_future()).collect();
-    assert!(held.iter_mut().all(|call| call.now_or_never().is_none()));
-
     let boxcar = client(&[&a, &b]);
     let plain = Picom::builder("caller").registry(fixed(&[&a, &b])).balance(PeakEwma).build().unwrap();
-    let mut heard = 0.0;
+    for client in [&boxcar, &plain] {
+        client.fetch::<()>(SERVICE, "work", ()).await.unwrap();
+    }
+    let other = Picom::builder("other").registry(fixed(&[&a, &b])).build().unwrap();
+    let mut held = JoinSet::new();
+    (0..20).for_each(|_| _ = held.spawn(other.fetch::<()>(SERVICE, "wait", ()).on(b.addr).into_future()));
+
+    let (mut heard, before) = (0.0, b.calls());
     for _ in 0..50 {
         for client in [&boxcar, &plain] {
             client.fetch::<()>(SERVICE, "work", ()).on(a.addr).await.unwrap();
@@ -160,8 +177,9 @@ async fn a_rover_asks_where_no_calls_go_and_hears_of_what_others_do_there() {
     println!("of the one that it never called it heard a load of {heard:.2}");
     assert!((0.4..=0.5).contains(&heard), "20 of 40 places are taken there, and it heard {heard}");
     assert_eq!(state(&plain, b.addr).reported, None, "nobody asked for it");
-    assert_eq!(b.calls(), 0);
+    assert_eq!(b.calls(), before, "these calls went to the other one");
     b.may_end.add_permits(20);
+    assert!(held.join_all().await.iter().all(Result::is_ok));
 }
 
 /// Counts what a rover asks a peer that answers everything at once, with this load.
@@ -199,6 +217,7 @@ async fn a_rover_asks_less_when_all_are_equal_and_not_at_all_when_nobody_calls()
         let registry = Fixed::new([(SERVICE, peers.iter().map(|(peer, _)| peer.addr.to_string()).collect::<Vec<_>>())]);
         let client = Picom::builder("caller").registry(registry).balance(Boxcar::new()).build().unwrap();
         let asked = || peers.iter().map(|(_, asked)| asked.load(Ordering::Relaxed)).sum::<usize>();
+        client.fetch::<()>(SERVICE, "work", ()).await.unwrap();
         let first = peers[0].0.addr;
         for _ in 0..600 {
             client.fetch::<()>(SERVICE, "work", ()).on(first).await.unwrap();

@@ -187,6 +187,13 @@ impl Load {
         self.latency.store(Noted::new(-PENALTY, now).pack(), Ordering::Relaxed);
     }
 
+    /// Forgets a failure, if that is the last that is known.
+    pub(super) fn forgive(&self) {
+        let penalty = |word: u64| Noted::unpack(word).filter(|noted| noted.is_penalty()).map(|_| 0);
+        // Nothing to be forgiven is no error.
+        let _ = self.latency.fetch_update(Ordering::Relaxed, Ordering::Relaxed, penalty);
+    }
+
     /// Forgets what was measured.
     pub(super) fn forget(&self) {
         self.latency.store(0, Ordering::Relaxed);

@@ -91,8 +91,9 @@ impl Member {
         self.circuit.refused(asked, self.fleet.at(now), &self.fleet);
     }
 
-    /// There is a connection again.
+    /// There is a connection again, perhaps to a process that is new: it counts as one that was not measured yet.
     pub(crate) fn connected(&self, now: Instant) {
+        self.load.forgive();
         self.circuit.connected(self.fleet.at(now), &self.fleet);
     }
 

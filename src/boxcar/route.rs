@@ -98,9 +98,7 @@ impl Route {
     ///
     /// Two at random, rather than the best of all, keeps clients that started together from walking in step.
     pub(super) fn next(&mut self, among: Among, is_held: impl Fn(&str) -> bool) -> Option<Visit> {
-        let may = |stop: &Stop| {
-            !stop.is_visiting && (among == Among::All || stop.is_lost == (among == Among::Lost))
-        };
+        let may = |stop: &Stop| !stop.is_visiting && (among == Among::All || stop.is_lost == (among == Among::Lost));
         let mut free: Vec<usize> = (0..self.stops.len()).filter(|at| may(&self.stops[*at])).collect();
         fastrand::shuffle(&mut free);
         let one = *free.first()?;

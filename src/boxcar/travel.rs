@@ -10,8 +10,8 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 
-use super::probe::{Limits, probe};
 use super::pace::Pace;
+use super::probe::{Limits, probe};
 use super::route::{Among, Met, Route, Visit};
 use super::{Event, Pool, RoverError};
 
@@ -109,7 +109,11 @@ impl Travel {
         let among = if self.pool.is_some() { Among::Reached } else { Among::All };
         let visit = {
             let mut route = self.shared.route();
-            if route.len() > 0 { Ok(route.next(among, |id| holds.contains_key(id))) } else { Err(RoverError::NoServers) }
+            if route.len() > 0 {
+                Ok(route.next(among, |id| holds.contains_key(id)))
+            } else {
+                Err(RoverError::NoServers)
+            }
         };
         match visit {
             Ok(visit) => {

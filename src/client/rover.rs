@@ -89,7 +89,11 @@ async fn rove(running: Running) {
             target.begin_connecting(&pool.identity);
         } else if ask_at <= now + pause / 2 {
             ask(&used, interval);
-            if are_alike(&used) { pace.nothing_better(used.len()) } else { pace.quicken() }
+            if are_alike(&used) {
+                pace.nothing_better(used.len())
+            } else {
+                pace.quicken()
+            }
             ask_at = now + pace.pause();
         }
     }

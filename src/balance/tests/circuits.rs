@@ -169,7 +169,9 @@ fn a_lost_connection_rests_the_endpoint_and_a_new_one_ends_that() {
         assert_eq!(three.shares(&Random, 100)[0], 0);
         before = left;
     }
+    assert!(three.group.states(three.now)[0].latency > Some(SECOND), "a failure counts as a long time");
     three.member(0).connected(three.now);
+    assert_eq!(three.group.states(three.now)[0].latency, None, "and no longer than the reason for it");
     assert_eq!(circuit(&three, 0), Circuit::Closed);
     assert!(three.shares(&Random, 100)[0] > 0);
     for position in 0..3 {
