@@ -129,6 +129,8 @@ impl Seat {
             outstanding: member.load.outstanding(),
             latency: member.load.latency(now).map(Duration::from_secs_f64),
             reported: member.load.reported(now),
+            // Whoever has them counts them.
+            connections: 0,
             circuit: match member.circuit.standing(now) {
                 Standing::Well | Standing::Warming(_) => Shown::Closed,
                 Standing::Resting(left) => Shown::Resting(Duration::from_nanos(left)),

@@ -146,6 +146,8 @@ pub struct EndpointState {
     pub latency: Option<Duration>,
     /// The load that it reported last: what [`Candidate::reported`] says.
     pub reported: Option<f64>,
+    /// Connections of this node to it that take calls: usually one, none before the first call.
+    pub connections: usize,
     /// Whether it is called.
     pub circuit: Circuit,
 }

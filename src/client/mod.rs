@@ -7,6 +7,7 @@ pub(crate) mod args;
 mod attempts;
 mod body;
 pub(crate) mod call;
+mod dial;
 mod pick;
 mod pool;
 mod response;

@@ -274,7 +274,8 @@ impl Pool {
 
     /// What is known of each usable endpoint.
     pub(super) fn states(&self) -> Vec<EndpointState> {
-        self.seats().into_iter().map(|(state, _)| state).collect()
+        let seats = self.seats().into_iter();
+        seats.map(|(state, target)| EndpointState { connections: target.connections(), ..state }).collect()
     }
 
     /// The same, each with its target.
@@ -327,7 +328,7 @@ impl Pool {
     pub(super) fn with_room(&self) -> Option<(Ticket, Arc<Link>)> {
         self.look(|set| {
             set.usable.iter().find_map(|target| {
-                let link = target.connected().filter(|link| link.has_room())?;
+                let link = target.with_room()?;
                 Some((set.ticket(target, false, Instant::now()), link))
             })
         })

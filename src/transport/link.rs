@@ -144,10 +144,10 @@ impl Link {
         Ok(id)
     }
 
-    /// Whether another call can be opened now.
-    pub(crate) fn has_room(&self) -> bool {
+    /// How many calls are open, if another one can be opened now.
+    pub(crate) fn room(&self) -> Option<usize> {
         let state = self.lock();
-        !state.proto.is_draining() && state.proto.free_slots() > 0
+        (!state.proto.is_draining() && state.proto.free_slots() > 0).then(|| state.proto.open_calls())
     }
 
     /// Waits until a call has ended, after [`OpenError::Full`]. May return early.
