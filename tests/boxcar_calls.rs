@@ -208,6 +208,23 @@ async fn scripted(slot: u8) -> (Scripted, Arc<AtomicUsize>) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rover_asks_no_more_than_a_hundred_times_a_second() {
+    let peers = [scripted(10).await, scripted(90).await];
+    let registry = Fixed::new([(SERVICE, peers.each_ref().map(|(peer, _)| peer.addr.to_string()))]);
+    let policy = Boxcar::new().interval(Duration::ZERO);
+    let client = Picom::builder("caller").registry(registry).balance(policy).build().unwrap();
+    for _ in 0..10 {
+        client.fetch::<()>(SERVICE, "work", ()).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+    }
+    let asked: usize = peers.iter().map(|(_, asked)| asked.load(Ordering::Relaxed)).sum();
+    println!("asked {asked} times in ten seconds");
+    // The pause is 10 % more or less, and timers count in milliseconds.
+    assert!((800..=1_100).contains(&asked), "asked {asked} times in ten seconds");
+    assert!(peers.iter().all(|(peer, _)| peer.accepted() == 1), "no connection was lost for it");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rover_asks_less_when_all_are_equal_and_not_at_all_when_nobody_calls() {
     for (loads, bounds) in [([10, 12, 11], 55..=170), ([10, 60, 10], 500..=700)] {
         let mut peers = Vec::new();

@@ -12,10 +12,10 @@ use std::time::Duration;
 use futures::future::join_all;
 use picom::balance::{Circuit, EndpointState};
 use picom::registry::Fixed;
-use picom::{Builder, Code, Context, Methods, Picom, Status};
+use picom::{Builder, Code, Context, Methods, Picom, Status, args};
 use support::eventually;
 use support::nodes::{Pair, SERVICE, pair_with};
-use support::peer::{CALL, DRAIN, Hello, Scripted, frame};
+use support::peer::{CALL, DRAIN, Hello, Scripted, frame, idle};
 use support::proxy::Proxy;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
@@ -294,6 +294,27 @@ async fn a_connection_that_drains_is_left_for_the_other() {
     }
     let known = state(&client, peer.peer.addr);
     assert_eq!((peer.peer.accepted(), known.circuit), (2, Circuit::Closed), "{known:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_reads_nothing_gets_no_more_connections_to_read_nothing_from() {
+    let deaf = Scripted::start(|mut peer, _| async move {
+        peer.greet(&Hello { max_calls: 60_000, ..Hello::server(SERVICE) }).await;
+        idle(peer).await;
+    })
+    .await;
+    let client = client(|client| client, &[deaf.addr.to_string()]);
+    let argument = "x".repeat(3_800);
+    let call = |_| {
+        let call = client.fetch::<u64>(SERVICE, "any", args! { argument: argument.as_str() });
+        call.timeout(Duration::from_millis(500)).into_future()
+    };
+    // Far more than the socket and the queue in front of it hold.
+    let errors: Vec<_> = join_all((0..5_000).map(call)).await.into_iter().map(Result::unwrap_err).collect();
+    let waited = errors.iter().filter(|error| error.message().contains("limit of open calls")).count();
+    println!("{waited} of 5,000 calls waited for a place");
+    assert!(waited > 0, "all calls found a place, so this shows nothing");
+    assert_eq!(deaf.accepted(), 1);
 }
 
 /// In time that passes only while everybody waits.

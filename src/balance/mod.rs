@@ -96,8 +96,8 @@ pub trait Balancer: fmt::Debug + Send + Sync + 'static {
         false
     }
 
-    /// How often a client asks one endpoint, at random among those of which it has heard nothing for as long, how busy it is;
-    /// `None` is never. While one of them has no connection, that one is tried at this pace instead. Eight times as seldom once
+    /// How often a client asks one endpoint, at random among those of which it has heard nothing for as long, how busy it is, at
+    /// least 10 ms; `None` is never. While one of them has no connection, that one is tried at this pace instead. Eight times as seldom once
     /// all are there and report about the same load. Not at all by a client that has made no call for half a minute.
     fn roving(&self) -> Option<Duration> {
         None

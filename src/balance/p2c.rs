@@ -54,7 +54,7 @@ impl Boxcar {
         Self { interval: ROVING_INTERVAL }
     }
 
-    /// How often the rover asks; default [`ROVING_INTERVAL`], at least 1 ms. One client with several such policies for a service
+    /// How often the rover asks; default [`ROVING_INTERVAL`], at least 10 ms. One client with several such policies for a service
     /// takes the shortest.
     pub fn interval(self, interval: Duration) -> Self {
         Self { interval }

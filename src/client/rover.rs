@@ -19,6 +19,8 @@ use crate::boxcar::Pace;
 /// A service that was not called for this long is not asked until it is called again: connections of a client that has nothing
 /// to do may close.
 const UNUSED: Duration = Duration::from_secs(30);
+/// It does not ask more often, whatever the policy says: a server takes two hundred control frames a second on a connection.
+const SHORTEST: Duration = Duration::from_millis(10);
 /// How many intervals pass between two questions at most, when the answers are all the same.
 const LONGEST: u32 = 8;
 /// Loads that differ by no more than this, as a share of the capacity, are the same.
@@ -64,7 +66,7 @@ async fn rove(running: Running) {
     let (mut known, mut ask_at) = (Vec::new(), Instant::now());
     loop {
         let Some(pool) = running.0.upgrade() else { return };
-        let wanted = pool.identity.roving().unwrap_or_default();
+        let wanted = pool.identity.roving().unwrap_or_default().max(SHORTEST);
         if interval != wanted {
             (pace, interval) = (Pace::new(wanted, wanted.saturating_mul(LONGEST)), wanted);
         }

@@ -130,7 +130,8 @@ impl Target {
         if links.is_empty() {
             return;
         }
-        if links.len() < identity.options.max_connections_per_endpoint {
+        // Where it is the peer that takes nothing, one more connection would only hold more for it.
+        if links.iter().all(|link| link.is_at_limit()) && links.len() < identity.options.max_connections_per_endpoint {
             self.grow(identity);
         }
         let free = select_all(links.iter().map(|link| Box::pin(link.slot_free())));

@@ -167,6 +167,11 @@ impl Connection {
         self.load.take()
     }
 
+    /// Whether as many calls are open as the server allows.
+    pub(crate) fn is_at_limit(&self) -> bool {
+        self.streams.len() >= self.max_calls()
+    }
+
     /// How many more calls can be opened now.
     pub(crate) fn free_slots(&self) -> usize {
         if self.phase != Phase::Ready || self.draining || self.outbox.is_congested() {

@@ -150,6 +150,11 @@ impl Link {
         (!state.proto.is_draining() && state.proto.free_slots() > 0).then(|| state.proto.open_calls())
     }
 
+    /// Whether as many calls are open as the peer allows.
+    pub(crate) fn is_at_limit(&self) -> bool {
+        self.lock().proto.is_at_limit()
+    }
+
     /// Waits until a call has ended, after [`OpenError::Full`]. May return early.
     pub(crate) async fn slot_free(&self) {
         let mut waited = false;
