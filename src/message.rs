@@ -3,6 +3,7 @@
 //! Owns how values become bytes and back, with the limits of the protocol (nesting, no trailing bytes). It must never
 //! know frames, lengths or connections. Look next at [`crate::body`] for how messages are cut out of a body.
 
+mod fields;
 mod found;
 mod number;
 mod scalar;
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use fields::{Fields, Stopped};
 use found::Found;
 use rmp_serde::decode::ReadRefReader;
 use scalar::Scalar;
@@ -49,6 +51,11 @@ pub(crate) fn encode<T: Serialize + 'static>(value: &T, out: &mut BytesMut) -> R
 
 /// Appends a text as one MessagePack value.
 pub(crate) fn encode_text(text: &str, out: &mut BytesMut) -> Result<(), MessageError> {
+    if let Ok(len @ 0..=0x1f) = u8::try_from(text.len()) {
+        out.put_u8(0xa0 | len);
+        out.put_slice(text.as_bytes());
+        return Ok(());
+    }
     let mut serializer = rmp_serde::Serializer::new(Appending(out));
     text.serialize(&mut serializer).map_err(|error| MessageError(error.to_string()))
 }
@@ -83,8 +90,17 @@ pub(crate) fn encode_apart<T: Serialize + 'static>(value: &T, out: &mut BytesMut
     if as_bytes(value).is_some() {
         return encode(value, out).map(|()| Apart::new());
     }
+    if let Some(number) = Number::of(value) {
+        out.put_slice(&number.bytes()[..number.len()]);
+        return Ok(Apart::new());
+    }
     let mut serializer = rmp_serde::Serializer::new(shared::Writer::new(out)).with_struct_map();
-    match value.serialize(&mut serializer) {
+    let written = match value.serialize(Fields(&mut serializer)) {
+        Ok(()) => Ok(()),
+        Err(Stopped::Elsewhere) => value.serialize(&mut serializer),
+        Err(Stopped::Failed(error)) => Err(error),
+    };
+    match written {
         Ok(()) => Ok(serializer.into_inner().apart),
         Err(error) => Err(MessageError(error.to_string())),
     }

@@ -189,6 +189,32 @@ async fn falsy_and_extreme_values_arrive_as_they_left() {
     survives('\u{10ffff}').await;
 }
 
+/// Short answers are copied out of what was read, longer ones share it: at the border between them nothing changes.
+#[tokio::test]
+async fn answers_of_every_short_length_arrive_as_they_left() {
+    let methods = Methods::new()
+        .unary("text", |_cx: Context, Echo { value }: Echo<usize>| async move { Ok::<_, Status>("x".repeat(value)) })
+        .unary("bytes", |_cx: Context, Echo { value }: Echo<usize>| async move {
+            Ok::<_, Status>(Bytes::from(vec![7; value]))
+        })
+        .server_streaming("items", |_cx: Context, Echo { value }: Echo<usize>| async move {
+            Ok::<_, Status>(stream::iter(vec![value; value]))
+        });
+    let pair = pair(methods).await;
+    for len in 0..70 {
+        let text: String = pair.client.fetch(SERVICE, "text", args! { value: len }).await.unwrap();
+        assert_eq!(text, "x".repeat(len));
+        let bytes: Bytes = pair.client.fetch(SERVICE, "bytes", args! { value: len }).await.unwrap();
+        assert_eq!(bytes, vec![7; len]);
+        let items: Vec<usize> = pair.client.fetch(SERVICE, "items", args! { value: len }).multiple().await.unwrap();
+        assert_eq!(items, vec![len; len]);
+        let first = pair.client.fetch::<usize>(SERVICE, "items", args! { value: len }).await;
+        assert_eq!(first.is_ok(), len == 1, "{len} items are no single one: {first:?}");
+        let wrong = pair.client.fetch::<Vec<bool>>(SERVICE, "text", args! { value: len }).await.unwrap_err();
+        assert!(wrong.message().contains("not of the type expected"), "{wrong}");
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Order {
     id: u64,

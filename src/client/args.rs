@@ -33,6 +33,13 @@ const FEW: usize = 64;
 pub struct Args {
     count: u32,
     entries: BytesMut,
+    /// Made only where it is needed: most arguments are short, and a call is moved several times on its way.
+    rare: Option<Box<Rare>>,
+}
+
+/// What few arguments have.
+#[derive(Clone, Debug, Default)]
+struct Rare {
     /// What belongs between the entries.
     apart: Apart,
     problem: Option<String>,
@@ -49,7 +56,7 @@ impl Args {
     pub fn with<T: Serialize + 'static>(mut self, name: &str, value: &T) -> Self {
         if self.entries.capacity() == 0 {
             // Most calls have a few short arguments: they grow the buffer once.
-            self.entries.reserve(FEW);
+            self.entries = BytesMut::with_capacity(FEW);
         }
         let before = self.entries.len();
         let encoded = message::encode_text(name, &mut self.entries).and_then(|()| {
@@ -59,11 +66,15 @@ impl Args {
         match encoded {
             Ok((start, apart)) => {
                 self.count += 1;
-                self.apart.extend(apart.into_iter().map(|(place, bytes)| (start + place, bytes)));
+                if !apart.is_empty() {
+                    let apart = apart.into_iter().map(|(place, bytes)| (start + place, bytes));
+                    self.rare.get_or_insert_default().apart.extend(apart);
+                }
             }
             Err(error) => {
                 self.entries.truncate(before);
-                self.problem.get_or_insert(format!("argument `{name}`: {error}"));
+                let problem = &mut self.rare.get_or_insert_default().problem;
+                problem.get_or_insert(format!("argument `{name}`: {error}"));
             }
         }
         self
@@ -73,7 +84,7 @@ impl Args {
 impl Arguments for Args {
     fn encode(&self, out: &mut BytesMut) -> Result<Apart, String> {
         let start = out.len();
-        if let Some(problem) = &self.problem {
+        if let Some(problem) = self.rare.as_deref().and_then(|rare| rare.problem.as_ref()) {
             return Err(problem.clone());
         }
         match u8::try_from(self.count) {
@@ -85,7 +96,8 @@ impl Arguments for Args {
         }
         let head = out.len() - start;
         out.put_slice(&self.entries);
-        Ok(self.apart.iter().map(|(place, bytes)| (head + place, bytes.clone())).collect())
+        let Some(rare) = &self.rare else { return Ok(Apart::new()) };
+        Ok(rare.apart.iter().map(|(place, bytes)| (head + place, bytes.clone())).collect())
     }
 }
 

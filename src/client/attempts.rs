@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::args::Arguments;
 use super::body::Body;
 use super::call::Method;
-use super::pool::{Pool, Preference};
+use super::pool::{Chosen, Pool, Preference};
 use super::retry::{self, Class};
 use super::stream::{Asked, Attempt};
 use super::target::Target;
@@ -122,17 +122,26 @@ impl<A: Arguments> Attempts<A> {
         if self.pool.throttle.is_armed() {
             return None;
         }
-        let mut ticket = self.pool.choose_now(self.settled.preference.as_deref(), now)?;
-        let Some(link) = ticket.target().connected() else {
-            // Its turn must not be passed over because it is not connected yet.
-            self.chosen = Some(ticket);
-            return None;
+        let mut ticket = match self.pool.choose_now(self.settled.preference.as_deref(), now)? {
+            Chosen::Connected(ticket) => ticket,
+            Chosen::Other(mut ticket) => match ticket.target().connected() {
+                Some(link) => {
+                    let route = self.pool.keep_route(ticket.target(), link);
+                    ticket.hand_over(route)
+                }
+                None => {
+                    // Its turn must not be passed over because it is not connected yet.
+                    self.chosen = Some(ticket);
+                    return None;
+                }
+            },
         };
+        let link = ticket.link();
         let id = link.open(self.head(0), now.into_std(), Some(cx.waker()), |out| self.args.encode(out)).ok()?;
         self.count = 1;
+        self.pump(link, id);
         ticket.sent(now);
-        self.pump(&link, id);
-        Some(Asked::new(link, id, ticket))
+        Some(Asked::new(id, ticket))
     }
 
     fn pump(&self, link: &Arc<Link>, id: StreamId) {
@@ -247,6 +256,8 @@ impl<A: Arguments> Attempts<A> {
                 }
                 OpenError::Full => {
                     if let Some(other) = ticket.target().with_room() {
+                        // The next calls go there, too.
+                        self.pool.keep_route(ticket.target(), Arc::clone(&other));
                         link = other;
                         continue;
                     }

@@ -12,6 +12,7 @@ mod pick;
 mod pool;
 mod response;
 mod retry;
+mod route;
 mod rover;
 mod stream;
 mod target;

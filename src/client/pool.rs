@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::call::at;
 use super::retry::Budget;
+use super::route::{Place, Route};
 use super::rover::Rover;
 use super::target::Target;
 use super::throttle::Throttle;
@@ -104,12 +105,23 @@ pub(super) struct Set {
     /// The view that has seen the snapshot; none before the first.
     view: Option<Watch>,
     usable: Vec<Arc<Target>>,
+    /// Of each of them the connection that calls found last, so that the next ones need not ask the target.
+    routes: Vec<Option<Arc<Route>>>,
     /// The same endpoints, in the same order, as balancing knows them.
     group: Group,
     /// What balancing knows of every endpoint that is listed, also of those that are not usable now.
     members: Members,
     /// Since when there has been nothing usable.
     empty_since: Instant,
+}
+
+/// A target that was chosen and counted.
+#[derive(Debug)]
+pub(super) enum Chosen {
+    /// With a connection that takes calls.
+    Connected(Ticket<Arc<Route>>),
+    /// Whether it has one, only the target can say.
+    Other(Ticket),
 }
 
 /// By what makes an endpoint the same one.
@@ -124,6 +136,7 @@ impl Pool {
             snapshot: Arc::new(Endpoints::unknown()),
             view: None,
             usable: Vec::new(),
+            routes: Vec::new(),
             group,
             members: HashMap::new(),
             empty_since: now,
@@ -185,9 +198,32 @@ impl Pool {
     }
 
     /// Chooses a target for a first attempt, if there is one now.
-    pub(super) fn choose_now(self: &Arc<Self>, preference: Option<&Preference>, now: Instant) -> Option<Ticket> {
+    pub(super) fn choose_now(self: &Arc<Self>, preference: Option<&Preference>, now: Instant) -> Option<Chosen> {
         self.rove();
-        self.look(|set| self.choose(set, preference, &[], now))
+        self.look(|set| {
+            let choice = self.prefer(set, preference, &[], now, true)?;
+            match set.routes.get(choice.position) {
+                Some(Some(route)) if route.link().is_usable() => {
+                    Some(Chosen::Connected(set.ticket(route, choice.is_probe, now)))
+                }
+                _ => {
+                    let target = set.usable.get(choice.position)?;
+                    Some(Chosen::Other(set.ticket(target, choice.is_probe, now)))
+                }
+            }
+        })
+    }
+
+    /// Lets the next calls that choose this target find its connection at once.
+    pub(super) fn keep_route(&self, target: &Arc<Target>, link: Arc<Link>) -> Arc<Route> {
+        let route = Arc::new(Route::new(Arc::clone(target), link));
+        let mut set = self.set.write().unwrap_or_else(PoisonError::into_inner);
+        let Set { usable, routes, .. } = &mut *set;
+        let place = usable.iter().zip(routes).find(|(other, _)| Arc::ptr_eq(other, target));
+        if let Some((_, place)) = place {
+            *place = Some(Arc::clone(&route));
+        }
+        route
     }
 
     /// Chooses a target; waits until there is one, at most until `deadline` or as long as the options say.
@@ -371,8 +407,8 @@ impl Pool {
 
 impl Set {
     /// Counts an attempt at this target.
-    fn ticket(&self, target: &Arc<Target>, is_probe: bool, now: Instant) -> Ticket {
-        Ticket::new(Arc::clone(target), (self.group.len() > 1).then_some(now), is_probe)
+    fn ticket<P: Place>(&self, place: &P, is_probe: bool, now: Instant) -> Ticket<P> {
+        Ticket::new(place.clone(), (self.group.len() > 1).then_some(now), is_probe)
     }
 
     /// The set for the next snapshot; targets that stay keep their connections, and whoever is listed what is known of it.
@@ -417,6 +453,8 @@ impl Set {
         let stays_empty = self.usable.is_empty() && usable.is_empty();
         let empty_since = if stays_empty { self.empty_since } else { now };
         let group = Group::new(seats, Arc::clone(fleet), seed, now.into_std());
-        Self { snapshot, view: None, usable, group, members, empty_since }
+        // Found again by the first calls; a route must not outlive the place of its target in the list.
+        let routes = vec![None; usable.len()];
+        Self { snapshot, view: None, usable, routes, group, members, empty_since }
     }
 }

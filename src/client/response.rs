@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use super::args::Arguments;
 use super::attempts::{Attempts, Failed};
 use super::call::CallInfo;
-use super::stream::{Asked, Attempt};
+use super::stream::{Asked, Attempt, Message};
 use super::target::Target;
 use crate::body::BodyError;
 use crate::message;
@@ -43,7 +43,7 @@ pub trait Response: Send + 'static {
     fn whole<A: Arguments>(
         attempts: &Attempts<A>,
         asked: &Asked,
-        _message: &Bytes,
+        _message: &Message,
     ) -> Result<Self::Output, Self::Error> {
         // Not reached: only kinds that have a short way are asked.
         let status = Status::internal("an answer of this kind is no single message").with_execution(Execution::Done);
@@ -69,8 +69,8 @@ impl<T: DeserializeOwned + Send + 'static, E: Failure> Response for Unary<T, E> 
     const STREAMS: bool = false;
     const ONE_MESSAGE: bool = true;
 
-    fn whole<A: Arguments>(attempts: &Attempts<A>, asked: &Asked, message: &Bytes) -> Result<T, E> {
-        decode(attempts, asked.target(), message)
+    fn whole<A: Arguments>(attempts: &Attempts<A>, asked: &Asked, message: &Message) -> Result<T, E> {
+        decode_whole(attempts, asked.target(), message)
     }
 
     async fn receive<A: Arguments>(
@@ -100,8 +100,8 @@ impl<T: DeserializeOwned + Send + 'static> Response for First<T> {
     const STREAMS: bool = false;
     const ONE_MESSAGE: bool = true;
 
-    fn whole<A: Arguments>(attempts: &Attempts<A>, asked: &Asked, message: &Bytes) -> Result<T, Status> {
-        decode(attempts, asked.target(), message)
+    fn whole<A: Arguments>(attempts: &Attempts<A>, asked: &Asked, message: &Message) -> Result<T, Status> {
+        decode_whole(attempts, asked.target(), message)
     }
 
     async fn receive<A: Arguments>(
@@ -213,7 +213,7 @@ impl<R: Response> Response for WithInfo<R> {
     fn whole<A: Arguments>(
         attempts: &Attempts<A>,
         asked: &Asked,
-        message: &Bytes,
+        message: &Message,
     ) -> Result<Self::Output, Self::Error> {
         let output = R::whole(attempts, asked, message)?;
         Ok((output, info(attempts, asked.target(), asked.metadata())))
@@ -254,6 +254,22 @@ async fn give_up<A: Arguments>(attempts: &mut Attempts<A>, attempt: Attempt, err
         Err(failed) => failed,
         // An answer that has begun is never tried again, so this is a contradiction in the rules.
         Ok(()) => attempts.failed(Some(&target), Status::internal("an answer that had begun was to be tried again")),
+    }
+}
+
+fn decode_whole<T: DeserializeOwned + 'static, A: Arguments, E: Failure>(
+    attempts: &Attempts<A>,
+    target: &Arc<Target>,
+    message: &Message,
+) -> Result<T, E> {
+    match message {
+        Message::Shared(message) => decode(attempts, target, message),
+        Message::Copied { bytes, prefix } => {
+            let message = bytes.get(*prefix..).unwrap_or_default();
+            // What keeps a part of the message, or is wrong, is decoded again.
+            message::decode_in_place(message)
+                .map_or_else(|| decode(attempts, target, &Bytes::copy_from_slice(message)), Ok)
+        }
     }
 }
 

@@ -9,36 +9,47 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 
+use super::route::Route;
 use super::target::Target;
 use super::ticket::Ticket;
 use crate::body::{BodyError, BodyReader};
 use crate::metadata::Metadata;
-use crate::proto::Read;
+use crate::proto::{Read, Short};
 use crate::transport::link::Link;
 use crate::wire::{self, StreamId};
 
 /// A call whose answer was not read yet.
 #[derive(Debug)]
 pub struct Asked {
-    link: Arc<Link>,
     id: StreamId,
-    ticket: Ticket,
+    ticket: Ticket<Arc<Route>>,
     metadata: Option<Box<Metadata>>,
     /// Somebody else has the duty to cancel, or there is nothing to cancel.
     over: bool,
 }
 
+/// One message, without its prefix.
+#[derive(Debug)]
+pub enum Message {
+    /// A short one.
+    Copied {
+        bytes: Short,
+        prefix: usize,
+    },
+    Shared(Bytes),
+}
+
 /// What came of it.
 pub(super) enum Answer {
     /// The whole answer, one message.
-    Whole(Bytes),
+    Whole(Message),
     /// Anything else, to be read from the attempt.
     Other(Attempt),
 }
 
 impl Asked {
-    pub(super) fn new(link: Arc<Link>, id: StreamId, ticket: Ticket) -> Self {
-        Self { link, id, ticket, metadata: None, over: false }
+    pub(super) fn new(id: StreamId, ticket: Ticket<Arc<Route>>) -> Self {
+        Self { id, ticket, metadata: None, over: false }
     }
 
     /// Where it runs.
@@ -53,28 +64,39 @@ impl Asked {
 
     /// Waits for the beginning of the answer, messages of which have at most `limit` bytes. Cancel safe.
     pub(super) fn poll_answer(&mut self, limit: usize, cx: &Context<'_>) -> Poll<Answer> {
-        let read = std::task::ready!(self.link.poll_read(self.id, 0, &mut self.metadata, cx));
+        let answer = std::task::ready!(self.ticket.link().poll_answer(self.id, &mut self.metadata, cx));
         self.over = true;
+        let read = match answer {
+            Ok(short) => match wire::parse_prefix(&short) {
+                Some((len, prefix)) if len <= limit && prefix + len == short.len() => {
+                    self.ticket.finished();
+                    return Poll::Ready(Answer::Whole(Message::Copied { bytes: short, prefix }));
+                }
+                _ => Read::Chunk { bytes: Bytes::copy_from_slice(&short), last: true },
+            },
+            Err(read) => read,
+        };
         let read = match read {
             Read::Chunk { mut bytes, last: true } => match wire::parse_prefix(&bytes) {
                 Some((len, prefix)) if len <= limit && prefix + len == bytes.len() => {
                     self.ticket.finished();
                     bytes.advance(prefix);
-                    return Poll::Ready(Answer::Whole(bytes));
+                    return Poll::Ready(Answer::Whole(Message::Shared(bytes)));
                 }
                 _ => Read::Chunk { bytes, last: true },
             },
             other => other,
         };
-        let reader = BodyReader::new(Arc::clone(&self.link), self.id, limit).after(read, self.metadata.take());
-        Poll::Ready(Answer::Other(Attempt::new(reader, self.ticket.hand_over())))
+        let reader = BodyReader::new(Arc::clone(self.ticket.link()), self.id, limit).after(read, self.metadata.take());
+        let target = Arc::clone(self.ticket.target());
+        Poll::Ready(Answer::Other(Attempt::new(reader, self.ticket.hand_over(target))))
     }
 }
 
 impl Drop for Asked {
     fn drop(&mut self) {
         if !self.over {
-            self.link.cancel(self.id);
+            self.ticket.link().cancel(self.id);
         }
     }
 }

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::route::{Place, Route};
 use super::target::Target;
 use crate::balance::{End, Fault};
+use crate::transport::link::Link;
 
 /// Held from the choice of an endpoint to the end of the answer.
 #[derive(Debug)]
-pub(super) struct Ticket {
-    target: Arc<Target>,
+pub(super) struct Ticket<P: Place = Arc<Target>> {
+    place: P,
     /// The call is one of those under way there. Of a lone endpoint nothing is counted, because nothing is chosen.
     is_counted: bool,
     /// The outcome decides whether the endpoint is called again.
@@ -24,18 +26,18 @@ pub(super) struct Ticket {
     sent: Option<Instant>,
 }
 
-impl Ticket {
+impl<P: Place> Ticket<P> {
     /// `counts` with when it was chosen, if there are others.
-    pub(super) fn new(target: Arc<Target>, counts: Option<Instant>, is_probe: bool) -> Self {
+    pub(super) fn new(place: P, counts: Option<Instant>, is_probe: bool) -> Self {
         let is_counted = counts.is_some();
         if let Some(now) = counts {
-            target.member().begin(now.into_std());
+            place.target().member().begin(now.into_std());
         }
-        Self { target, is_counted, is_probe, is_answered: false, sent: None }
+        Self { place, is_counted, is_probe, is_answered: false, sent: None }
     }
 
     pub(super) fn target(&self) -> &Arc<Target> {
-        &self.target
+        self.place.target()
     }
 
     /// The call was sent.
@@ -50,7 +52,7 @@ impl Ticket {
         if !std::mem::replace(&mut self.is_answered, true) {
             self.measure();
             if self.is_counted {
-                self.target.member().answered();
+                self.target().member().answered();
             }
             self.conclude(true);
         }
@@ -60,14 +62,14 @@ impl Ticket {
     pub(super) fn finished(&mut self) {
         self.measure();
         if std::mem::replace(&mut self.is_counted, false) {
-            self.target.member().end(if self.is_answered { End::AnsweredBefore } else { End::Answered });
+            self.target().member().end(if self.is_answered { End::AnsweredBefore } else { End::Answered });
         }
         self.conclude(true);
     }
 
     fn measure(&mut self) {
         if let Some(sent) = self.sent.take() {
-            self.target.member().took(sent.into_std(), Instant::now().into_std());
+            self.target().member().took(sent.into_std(), Instant::now().into_std());
         }
     }
 
@@ -80,14 +82,14 @@ impl Ticket {
     /// It failed in a way that speaks against the endpoint.
     pub(super) fn failed(&mut self) {
         self.unreachable();
-        self.target.member().failed(Fault::Call, Instant::now().into_std());
+        self.target().member().failed(Fault::Call, Instant::now().into_std());
     }
 
     /// The endpoint did not take the call, and may have said for how long it is of no use to ask again. It works, though.
     pub(super) fn refused(&mut self, asked: Option<Duration>) {
         self.sent = None;
         self.conclude(true);
-        self.target.member().refused(asked, Instant::now().into_std());
+        self.target().member().refused(asked, Instant::now().into_std());
     }
 
     /// The endpoint works, and did not take this call, which says nothing of any other.
@@ -98,21 +100,31 @@ impl Ticket {
 
     fn conclude(&mut self, answered: bool) {
         if std::mem::replace(&mut self.is_probe, false) {
-            self.target.member().end_probe(Some(answered), Instant::now().into_std());
+            self.target().member().end_probe(Some(answered), Instant::now().into_std());
         }
     }
 
-    /// Leaves everything that is still to be counted to another one.
-    pub(super) fn hand_over(&mut self) -> Self {
-        let target = Arc::clone(&self.target);
-        let nothing = Self { target, is_counted: false, is_probe: false, is_answered: true, sent: None };
-        std::mem::replace(self, nothing)
+    /// Leaves everything that is still to be counted to another one, of the same endpoint.
+    pub(super) fn hand_over<Q: Place>(&mut self, place: Q) -> Ticket<Q> {
+        Ticket {
+            place,
+            is_counted: std::mem::take(&mut self.is_counted),
+            is_probe: std::mem::take(&mut self.is_probe),
+            is_answered: std::mem::replace(&mut self.is_answered, true),
+            sent: self.sent.take(),
+        }
     }
 }
 
-impl Drop for Ticket {
+impl Ticket<Arc<Route>> {
+    pub(super) fn link(&self) -> &Arc<Link> {
+        self.place.link()
+    }
+}
+
+impl<P: Place> Drop for Ticket<P> {
     fn drop(&mut self) {
-        let member = self.target.member();
+        let member = self.place.target().member();
         if let Some(sent) = self.sent {
             member.given_up(sent.into_std(), Instant::now().into_std());
         }

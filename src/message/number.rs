@@ -24,8 +24,8 @@ const TRIED: usize = 8;
 impl Number {
     /// The message, if the value is one number or truth value.
     #[inline]
-    pub(crate) fn of<T: Serialize>(value: &T) -> Option<Self> {
-        if size_of::<T>() > TRIED {
+    pub(crate) fn of<T: ?Sized + Serialize>(value: &T) -> Option<Self> {
+        if size_of_val(value) > TRIED {
             return None;
         }
         value.serialize(Writer).ok()
@@ -71,12 +71,13 @@ impl ser::Error for Elsewhere {
 
 type Nothing = Impossible<Number, Elsewhere>;
 
-/// Everything that is not here.
+/// Everything that is not here: with which error.
 macro_rules! elsewhere {
-    ($($method:ident($($argument:ty),*) -> $output:ty;)*) => {
-        $(#[inline] fn $method(self, $(_: $argument),*) -> Result<$output, Elsewhere> { Err(Elsewhere) })*
+    ($error:ty, $value:expr; $($method:ident($($argument:ty),*) -> $output:ty;)*) => {
+        $(#[inline] fn $method(self, $(_: $argument),*) -> Result<$output, $error> { Err($value) })*
     };
 }
+pub(super) use elsewhere;
 
 impl ser::Serializer for Writer {
     type Ok = Number;
@@ -191,7 +192,7 @@ impl ser::Serializer for Writer {
         Err(Elsewhere)
     }
 
-    elsewhere! {
+    elsewhere! { Elsewhere, Elsewhere;
         serialize_char(char) -> Number;
         serialize_str(&str) -> Number;
         serialize_bytes(&[u8]) -> Number;

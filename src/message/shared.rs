@@ -75,6 +75,12 @@ impl<'a> Writer<'a> {
     pub(super) fn new(out: &'a mut BytesMut) -> Self {
         Self { start: out.len(), out, apart: Apart::new() }
     }
+
+    /// For short bytes, which are never left out.
+    #[inline]
+    pub(super) fn out(&mut self) -> &mut BytesMut {
+        self.out
+    }
 }
 
 impl io::Write for Writer<'_> {

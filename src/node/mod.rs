@@ -6,7 +6,7 @@
 mod life;
 mod standing;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,7 +49,7 @@ struct Inner {
     incarnation: u64,
     options: Options,
     registry: Result<Arc<dyn Registry>, RegistryError>,
-    pools: Mutex<HashMap<Arc<str>, Arc<Pool>>>,
+    pools: Mutex<BTreeMap<Arc<str>, Arc<Pool>>>,
     life: Arc<Life>,
     part: tokio::sync::Mutex<Option<Part>>,
 }

@@ -10,6 +10,7 @@ use bytes::{Buf, BytesMut};
 use super::connection::{Connection, Phase};
 use super::error::{Error, OpenError, foreign};
 use super::event::{Event, Failure, Open};
+use super::first::{First, Short};
 use super::outbox::{PlaceError, Placed};
 use super::send::Ending;
 use super::streams::{Idle, Sending};
@@ -19,7 +20,7 @@ use crate::wire::close::parse_refused;
 use crate::wire::frame::put_frame;
 use crate::wire::head::{MAX_NAME, parse_metadata, put_call};
 use crate::wire::load::{LOAD, Load, parse_load};
-use crate::wire::{Apart, CloseReason, Flags, Frame, Kind, StreamId, WireStatus};
+use crate::wire::{Apart, CloseReason, Flags, Frame, HEADER, Header, Kind, StreamId, WireStatus};
 
 /// Bytes of a PING, which its PONG has too.
 const PONG: usize = 8;
@@ -203,6 +204,31 @@ impl Connection {
         !taken_back
     }
 
+    /// Takes an answer that is whole with this frame and short, as most are. `false`: nothing has happened.
+    pub(super) fn receive_short_answer(&mut self, header: &Header, input: &mut BytesMut) -> bool {
+        let frame = HEADER..HEADER + header.len;
+        let short = input.get(frame.clone()).filter(|_| header.flags == Flags::END).and_then(Short::of);
+        let Some(short) = short else { return false };
+        let stream = self.streams.get_mut(header.stream).filter(|stream| stream.receiving && !stream.answered);
+        let Some(stream) = stream else { return false };
+        if !stream.take_whole_answer(|| First::Short(short)) {
+            return false;
+        }
+        stream.answered = true;
+        if !std::mem::replace(&mut stream.flagged, true) {
+            self.events.push_back(Event::Readable(header.stream));
+        }
+        input.advance(frame.end);
+        true
+    }
+
+    /// The whole answer, if it is there and short; the stream is freed then.
+    pub(crate) fn take_short_answer(&mut self, id: StreamId) -> Option<Short> {
+        let short = self.streams.get_mut(id)?.take_short()?;
+        self.free(id);
+        Some(short)
+    }
+
     pub(super) fn receive_answer(&mut self, frame: Frame) -> Result<(), Error> {
         let Frame { flags, stream: id, payload: mut body, .. } = frame;
         let now = self.now;
@@ -223,7 +249,7 @@ impl Connection {
             self.events.push_back(Event::Answer { id, metadata: Box::new(metadata) });
         }
         let has_body = !body.is_empty();
-        if flags.has(Flags::END) && stream.take_whole_answer(&mut body) {
+        if flags.has(Flags::END) && stream.take_whole_answer(|| std::mem::take(&mut body).into()) {
             if !std::mem::replace(&mut stream.flagged, true) {
                 self.events.push_back(Event::Readable(id));
             }

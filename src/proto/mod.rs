@@ -6,7 +6,7 @@
 //!
 //! - [`connection`]: the machine itself and its end; [`receive`] and [`transmit`]: bytes in and out; [`timers`]: what time
 //!   does; [`client`] and [`server`]: what each side adds
-//! - [`streams`]: the table; [`recv`]: the incoming body of a stream; [`send`]: the outgoing one; [`outbox`] and
+//! - [`streams`]: the table; [`first`]: what comes with a stream's first frame; [`recv`]: the incoming body of a stream; [`send`]: the outgoing one; [`outbox`] and
 //!   [`batch`]: small frames and what one write takes
 //! - [`credit`], [`growth`], [`budget`], [`keepalive`], [`names`], [`handshake`]: one rule each
 //! - [`config`], [`event`], [`error`]: what it says to the layers above
@@ -27,6 +27,7 @@ mod connection;
 mod credit;
 mod error;
 mod event;
+mod first;
 mod growth;
 mod handshake;
 mod keepalive;
@@ -50,4 +51,5 @@ pub(crate) use config::{CONNECTION_WINDOW, Config, HANDSHAKE_TIMEOUT, MAX_CALLS,
 pub(crate) use connection::Connection;
 pub(crate) use error::{Error, OpenError, Over, SendError};
 pub(crate) use event::{Event, Failure, MethodRef, Open, Peer, Read, SendState};
+pub(crate) use first::Short;
 pub(crate) use load::Gauge;

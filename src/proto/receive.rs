@@ -51,9 +51,9 @@ impl Connection {
         if let Some(body) = stream.body.as_deref_mut() {
             released = body.incoming.release(release - free);
         }
-        let chunk = if std::mem::take(&mut stream.has_first) {
-            stream.free_handed = stream.first.len() as u32;
-            Some(std::mem::take(&mut stream.first))
+        let chunk = if let Some(first) = stream.first.take() {
+            stream.free_handed = first.len() as u32;
+            Some(first)
         } else {
             let popped = stream.body.as_deref_mut().and_then(|body| body.incoming.pop());
             popped.map(|(bytes, overhead)| {
@@ -95,6 +95,9 @@ impl Connection {
         while self.phase != Phase::Closed {
             let Some(header) = Header::parse(input)? else { break };
             self.check(&header)?;
+            if header.kind == Kind::Answer && self.receive_short_answer(&header, input) {
+                continue;
+            }
             let Some(frame) = FrameCodec::cut(header, input) else { break };
             self.receive_frame(frame)?;
         }
@@ -147,8 +150,7 @@ impl Connection {
     /// Takes the rest of a free frame: the first body bytes of a direction.
     pub(super) fn take_first(&mut self, id: StreamId, body: Bytes) {
         if let Some(stream) = self.streams.get_mut(id).filter(|_| !body.is_empty()) {
-            stream.has_first = true;
-            stream.first = body;
+            stream.first = body.into();
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::event::Failure;
+use super::first::{First, Short};
 use super::recv::Incoming;
 use super::send::Outgoing;
 use crate::wire::StreamId;
@@ -46,8 +47,6 @@ pub(super) struct Stream {
     pub(super) expired: bool,
     /// Client: the CALL cannot be taken back even if it is still in the outbox: something behind it refers to it.
     pub(super) pinned: bool,
-    /// `first` is to be read.
-    pub(super) has_first: bool,
     /// Client: where the CALL begins in the outbox, as long as it is there.
     pub(super) position: u32,
     /// Bytes of `first` that were read and not released: they came in a free frame.
@@ -56,7 +55,7 @@ pub(super) struct Stream {
     pub(super) sequence: u64,
     pub(super) deadline: Option<Instant>,
     /// The body bytes of CALL or ANSWER.
-    pub(super) first: Bytes,
+    pub(super) first: First,
     pub(super) failure: Option<Box<Failure>>,
     pub(super) body: Option<Box<Body>>,
 }
@@ -92,12 +91,11 @@ impl Stream {
             announced: false,
             expired: false,
             pinned: false,
-            has_first: false,
             position: 0,
             free_handed: 0,
             sequence: 0,
             deadline: None,
-            first: Bytes::new(),
+            first: First::Nothing,
             failure: None,
             body: None,
         }
@@ -106,7 +104,7 @@ impl Stream {
     /// Begins a stream in this place. What the one before it owned is gone since its end.
     fn begin(&mut self, generation: u16) {
         let Self { first, failure, body, .. } = self;
-        debug_assert!(first.is_empty() && failure.is_none() && body.is_none(), "an end leaves nothing");
+        debug_assert!(first.is_nothing() && failure.is_none() && body.is_none(), "an end leaves nothing");
         self.generation = generation;
         self.in_use = true;
         self.sending = Sending::Ended;
@@ -118,7 +116,6 @@ impl Stream {
         self.announced = false;
         self.expired = false;
         self.pinned = false;
-        self.has_first = false;
         self.position = 0;
         self.free_handed = 0;
         self.sequence = 0;
@@ -134,12 +131,11 @@ impl Stream {
 
     /// Client: takes an answer that is whole with this frame, as most are, and ends both directions. Not where anything else is
     /// to be done for that: then nothing has happened.
-    pub(super) fn take_whole_answer(&mut self, body: &mut Bytes) -> bool {
+    pub(super) fn take_whole_answer(&mut self, body: impl FnOnce() -> First) -> bool {
         if self.body.is_some() || self.waiting || self.watching {
             return false;
         }
-        self.has_first = !body.is_empty();
-        self.first = std::mem::take(body);
+        self.first = body();
         self.receiving = false;
         self.deadline = None;
         self.sending = Sending::Ended;
@@ -148,11 +144,22 @@ impl Stream {
 
     /// All that is to be read, if it came in the frame that ended a direction and nothing else is left.
     pub(super) fn take_only_chunk(&mut self) -> Option<Bytes> {
-        if !self.has_first || self.receiving || self.body.is_some() || self.failure.is_some() {
-            return None;
+        if self.has_more_than_first() { None } else { self.first.take() }
+    }
+
+    /// The same, if it is short.
+    pub(super) fn take_short(&mut self) -> Option<Short> {
+        match self.first {
+            First::Short(short) if !self.has_more_than_first() => {
+                self.first = First::Nothing;
+                Some(short)
+            }
+            _ => None,
         }
-        self.has_first = false;
-        Some(std::mem::take(&mut self.first))
+    }
+
+    fn has_more_than_first(&self) -> bool {
+        self.receiving || self.body.is_some() || self.failure.is_some()
     }
 
     pub(super) fn pending(&self) -> usize {
@@ -161,7 +168,7 @@ impl Stream {
 
     /// Whether body bytes wait to be read.
     pub(super) fn has_chunk(&self) -> bool {
-        self.has_first || self.body.as_ref().is_some_and(|body| !body.incoming.is_empty())
+        !self.first.is_nothing() || self.body.as_ref().is_some_and(|body| !body.incoming.is_empty())
     }
 
     /// Notes that something of the stream moved at a known time.
@@ -286,8 +293,8 @@ impl Streams {
             sender_waits: stream.waiting | stream.watching,
         };
         stream.in_use = false;
-        if stream.has_first {
-            stream.first = Bytes::new();
+        if !stream.first.is_nothing() {
+            stream.first = First::Nothing;
         }
         stream.failure = None;
         self.in_use -= 1;

@@ -19,7 +19,7 @@ use super::WriteHalf;
 use super::state::State;
 use crate::metadata::Metadata;
 use crate::proto::{
-    Batch, CloseReason, Connection, Error, Open, OpenError, Over, Peer, Read, Refusal, SendError, SendState,
+    Batch, CloseReason, Connection, Error, Open, OpenError, Over, Peer, Read, Refusal, SendError, SendState, Short,
 };
 use crate::wire::{Apart, StreamId, WireStatus};
 
@@ -188,7 +188,34 @@ impl Link {
         metadata: &mut Option<Box<Metadata>>,
         cx: &Context<'_>,
     ) -> Poll<Read> {
+        self.read(self.lock(), id, release, metadata, cx)
+    }
+
+    /// Like [`poll_read`](Self::poll_read) before anything was read, for whoever can do with a copy of an answer that is short.
+    pub(crate) fn poll_answer(
+        &self,
+        id: StreamId,
+        metadata: &mut Option<Box<Metadata>>,
+        cx: &Context<'_>,
+    ) -> Poll<Result<Short, Read>> {
         let mut state = self.lock();
+        let Some(short) = state.proto.take_short_answer(id) else {
+            return self.read(state, id, 0, metadata, cx).map(Err);
+        };
+        if !state.is_settled() {
+            self.kick(state);
+        }
+        Poll::Ready(Ok(short))
+    }
+
+    fn read<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        id: StreamId,
+        release: usize,
+        metadata: &mut Option<Box<Metadata>>,
+        cx: &Context<'_>,
+    ) -> Poll<Read> {
         // Before reading: the end of a stream frees its slot for another one.
         if state.proto.is_open(id) && metadata.is_none() {
             *metadata = state.slot(id).metadata.take();
@@ -359,7 +386,15 @@ impl Link {
     }
 
     /// Sees to it that what was just queued is written, and wakes whoever waits for what has just happened.
-    fn kick<'a>(&'a self, mut state: MutexGuard<'a, State>) {
+    #[inline]
+    fn kick<'a>(&'a self, state: MutexGuard<'a, State>) {
+        // The driver will look at the queues before it sleeps, as is usual for all but the first of many calls.
+        if !(state.awake && state.is_quiet() && !state.retired && !state.proto.has_plenty()) {
+            self.kick_now(state);
+        }
+    }
+
+    fn kick_now<'a>(&'a self, mut state: MutexGuard<'a, State>) {
         let mut wakers = Vec::new();
         state.take_wakers(&mut wakers);
         self.write_soon(state);

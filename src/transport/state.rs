@@ -154,7 +154,7 @@ impl State {
 
     /// Whether nothing has happened of which anybody would have to be told, as is usual.
     #[inline]
-    fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&self) -> bool {
         !self.proto.has_events() && self.slot_waiters.is_empty()
     }
 
