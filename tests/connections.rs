@@ -306,7 +306,7 @@ async fn a_server_that_reads_nothing_gets_no_more_connections_to_read_nothing_fr
     let client = client(|client| client, &[deaf.addr.to_string()]);
     let argument = "x".repeat(3_800);
     let call = |_| {
-        let call = client.fetch::<u64>(SERVICE, "any", args! { argument: argument.as_str() });
+        let call = client.fetch::<u64>(SERVICE, "any", args! { argument: argument.clone() });
         call.timeout(Duration::from_millis(500)).into_future()
     };
     // Far more than the socket and the queue in front of it hold.
