@@ -80,6 +80,7 @@ impl Failed {
 }
 
 impl<A: Arguments> Attempts<A> {
+    #[inline]
     pub(super) fn new(
         pool: Arc<Pool>,
         method: Method,
@@ -88,7 +89,6 @@ impl<A: Arguments> Attempts<A> {
         settled: Settled,
         started: Instant,
     ) -> Self {
-        pool.budget.call(started);
         Self {
             pool,
             method,

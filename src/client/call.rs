@@ -262,19 +262,10 @@ impl<A: Arguments, R: Response> Call<A, R> {
         // A call that is made on behalf of one that was itself tried again is not multiplied further, or a chain of services
         // would turn one failure into a storm. What a server has not even accepted may still go to one other.
         let chained = in_retried_call && own.retries.is_none();
-        let mut settled = Settled {
-            deadline,
-            idle: if streams { own.idle.or(options.stream_idle).filter(|idle| *idle != Duration::MAX) } else { None },
-            metadata: None,
-            idempotent: own.idempotent || described.is_some_and(|method| method.idempotent),
-            on: own.on.map(Box::new),
-            preference: None,
-            max_attempts: if chained { 1 } else { retries.saturating_add(1) },
-            max_failovers: if chained { 2.min(retries.saturating_add(1)) } else { retries.saturating_add(1) },
-            max_response: described.and_then(|method| method.max_response).unwrap_or(options.max_message),
-        };
+        let idle = if streams { own.idle.or(options.stream_idle).filter(|idle| *idle != Duration::MAX) } else { None };
+        let (on, idempotent) = (own.on.map(Box::new), own.idempotent);
         let limit = own.collect_limit.unwrap_or(options.collect_limit);
-        let mut problem = None;
+        let (mut sent, mut preference, mut problem) = (None, None, None);
         if chosen.is_some() || metadata.is_some() {
             let mut chosen = chosen.map_or_else(Chosen::default, |chosen| *chosen);
             for (key, value) in metadata.iter().flat_map(Metadata::iter) {
@@ -283,10 +274,24 @@ impl<A: Arguments, R: Response> Call<A, R> {
                     chosen.note(inserted);
                 }
             }
-            settled.metadata = (!chosen.metadata.is_empty()).then(|| Box::new(chosen.metadata));
-            settled.preference = chosen.preference;
+            sent = (!chosen.metadata.is_empty()).then(|| Box::new(chosen.metadata));
+            preference = chosen.preference;
             problem = chosen.problem;
         }
+        let max_response = described.and_then(|method| method.max_response).unwrap_or(options.max_message);
+        pool.budget.call(now);
+        // The last thing done, so that it is built where it stays: a move of what was just written costs more than writing it.
+        let settled = Settled {
+            deadline,
+            idle,
+            metadata: sent,
+            idempotent: idempotent || described.is_some_and(|method| method.idempotent),
+            on,
+            preference,
+            max_attempts: if chained { 1 } else { retries.saturating_add(1) },
+            max_failovers: if chained { 2.min(retries.saturating_add(1)) } else { retries.saturating_add(1) },
+            max_response,
+        };
         (Attempts::new(pool, method, args, body, settled, now), limit, problem)
     }
 }

@@ -3,25 +3,28 @@
 //! Owns the choice between a share of the buffer that they were read into and a copy: of a short answer the copy is cheaper, because
 //! a share is counted by all who hold one. It must never hold more than one frame's. Look next at [`super::streams`].
 
+use std::num::NonZeroU8;
+
 use bytes::Bytes;
 
 /// Longest answer that is copied, in bytes: with its length it takes the room of a `Bytes`.
 pub(crate) const SHORT: usize = 31;
 
-/// The bytes of a short answer.
+/// The bytes of a short answer. Aligned, and with a length that is never 0, so that it is moved in whole words wherever it is put.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(align(8))]
 pub struct Short {
-    len: u8,
     bytes: [u8; SHORT],
+    len: NonZeroU8,
 }
 
 impl Short {
     /// A copy, if it is short and there is anything.
     pub(super) fn of(body: &[u8]) -> Option<Self> {
-        let len = u8::try_from(body.len()).ok().filter(|len| *len > 0)?;
+        let len = u8::try_from(body.len()).ok().and_then(NonZeroU8::new)?;
         let mut bytes = [0; SHORT];
         bytes.get_mut(..body.len())?.copy_from_slice(body);
-        Some(Self { len, bytes })
+        Some(Self { bytes, len })
     }
 }
 
@@ -29,7 +32,7 @@ impl std::ops::Deref for Short {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
+        &self.bytes[..usize::from(self.len.get())]
     }
 }
 
