@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::future::select_all;
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::dial::dial;
 use super::pool::Identity;
@@ -22,8 +22,10 @@ use crate::transport::link::Link;
 
 /// Even if there is no other endpoint, connecting is not tried again sooner.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
-/// Where one more connection could not be made, such as because the server has its limit of them, it is not tried again sooner.
-const GROWTH_PAUSE: Duration = Duration::from_secs(10);
+/// Where one more connection could not be made, it is not tried again sooner …
+const GROWTH_PAUSE: Duration = Duration::from_secs(1);
+/// … nor where the server itself has refused it: it has its limit of connections.
+const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 
 /// One endpoint as the pool keeps it.
 #[derive(Debug)]
@@ -131,13 +133,14 @@ impl Target {
             return;
         }
         // Where it is the peer that takes nothing, one more connection would only hold more for it.
-        if links.iter().all(|link| link.is_at_limit()) && links.len() < identity.options.max_connections_per_endpoint {
-            self.grow(identity);
-        }
+        let may_grow =
+            links.len() < identity.options.max_connections_per_endpoint && links.iter().all(|link| link.is_at_limit());
+        let again = if may_grow { self.grow(identity) } else { None };
         let free = select_all(links.iter().map(|link| Box::pin(link.slot_free())));
         tokio::select! {
             () = concluded => {}
             _ = free => {}
+            () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
         }
     }
 
@@ -171,13 +174,15 @@ impl Target {
         Err(self.dialled(state, identity))
     }
 
-    /// Begins to make one more connection, if it is time for that.
-    fn grow(self: &Arc<Self>, identity: &Arc<Identity>) {
+    /// Begins to make one more connection, or says when it is time for that.
+    fn grow(self: &Arc<Self>, identity: &Arc<Identity>) -> Option<Instant> {
         let state = self.lock();
-        if state.grows_after.is_none_or(|after| after <= Instant::now()) {
-            // What comes of it is told to all who wait.
-            let _ = self.dialled(state, identity);
+        if let Some(after) = state.grows_after.filter(|after| *after > Instant::now()) {
+            return Some(after);
         }
+        // What comes of it is told to all who wait.
+        let _ = self.dialled(state, identity);
+        None
     }
 
     /// Where the outcome of the attempt that runs will be told; begins one if none does.
@@ -224,7 +229,8 @@ impl Target {
             // That there is no more than what works says nothing against that.
             (Err(error), true) => {
                 tracing::debug!(endpoint = %self.name, %error, "one more connection could not be made");
-                state.grows_after = Some(Instant::now() + GROWTH_PAUSE);
+                let refused = matches!(**error, Error::PeerClosed { .. });
+                state.grows_after = Some(Instant::now() + if refused { REFUSED_PAUSE } else { GROWTH_PAUSE });
             }
             (Err(_), false) => self.note_failure(&mut state),
         }
