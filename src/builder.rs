@@ -151,6 +151,14 @@ impl Builder {
         self
     }
 
+    /// Most connections to one endpoint; the default is 4. There is one as long as that does: one more is made where all of them have
+    /// the server's limit of open calls ([`max_calls`](Self::max_calls)), so that a call would have to wait, and no other endpoint
+    /// has room. It closes when it had no call for 240 seconds. Where there are so many already, or the server takes no more, calls wait.
+    pub fn max_connections_per_endpoint(mut self, connections: usize) -> Self {
+        self.options.max_connections_per_endpoint = connections.max(1);
+        self
+    }
+
     /// How long one who connects may take until hello is through; the default is 5 seconds.
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.options.handshake_timeout = timeout;
@@ -169,7 +177,8 @@ impl Builder {
         self
     }
 
-    /// Most calls that one connection may have open at this server; the default is 1,024. The caller waits for a place.
+    /// Most calls that one connection may have open at this server; the default is 1,024. The caller takes another endpoint, else one
+    /// more connection ([`max_connections_per_endpoint`](Self::max_connections_per_endpoint)), else it waits for a place.
     pub fn max_calls(mut self, calls: u16) -> Self {
         self.options.max_calls = calls.max(1);
         self

@@ -35,6 +35,9 @@ pub const MAX_MESSAGE: usize = proto::MAX_MESSAGE;
 pub const COLLECT_LIMIT: usize = 100_000;
 /// Most calls that one connection may have open at the server.
 pub const MAX_CALLS: u16 = proto::MAX_CALLS;
+/// Most connections that a client has to one endpoint: four times as many calls as one may have open there. One more is only made
+/// where a call would have to wait for a place; without calls it costs 10 KiB at each end, and closes after [`CLIENT_IDLE_CLOSE`].
+pub const MAX_CONNECTIONS_PER_ENDPOINT: usize = 4;
 /// Most calls that one server runs at once, over all connections: what 64 full connections have. One more waits a moment or is refused as
 /// busy, so that another host takes it.
 pub const MAX_RUNNING: usize = 65_536;
@@ -103,6 +106,7 @@ pub(crate) struct Options {
     pub(crate) resolve_wait: Duration,
     pub(crate) pick_wait: Duration,
     pub(crate) connect_timeout: Duration,
+    pub(crate) max_connections_per_endpoint: usize,
     pub(crate) handshake_timeout: Duration,
     pub(crate) max_message: usize,
     pub(crate) collect_limit: usize,
@@ -144,6 +148,7 @@ impl Default for Options {
             resolve_wait: RESOLVE_WAIT,
             pick_wait: PICK_WAIT,
             connect_timeout: CONNECT_TIMEOUT,
+            max_connections_per_endpoint: MAX_CONNECTIONS_PER_ENDPOINT,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             max_message: MAX_MESSAGE,
             collect_limit: COLLECT_LIMIT,

@@ -73,7 +73,7 @@ async fn a_call_that_waits_for_a_place_goes_elsewhere_when_the_server_leaves() {
     let registry = Memory::new();
     let full = builder(SERVICE, &registry).max_calls(1).build().unwrap();
     full.expose(methods()).await.unwrap();
-    let client = builder("service2", &registry).build().unwrap();
+    let client = builder("service2", &registry).max_connections_per_endpoint(1).build().unwrap();
     let long = tokio::spawn(client.fetch::<u8>(SERVICE, "slow", ()).into_future());
     sleep(Duration::from_millis(100)).await;
     let waiting = client.clone();

@@ -435,3 +435,31 @@ async fn handlers_that_never_wait_do_not_hold_up_what_comes_behind_them() {
         );
     }
 }
+
+/// In time that passes only while everybody waits: whoever is refused at once has not waited at all.
+#[tokio::test(start_paused = true)]
+async fn a_thousand_and_twenty_four_calls_wait_for_their_turn_and_one_more_is_refused_at_once() {
+    const RUNNING: usize = 1_100;
+    const WAITING: usize = 1_024;
+    for (calls, expected) in [(RUNNING + WAITING, 0), (RUNNING + WAITING + 1, 1)] {
+        let methods = Methods::new().unary("hold", |_cx: Context, (): ()| async move {
+            sleep(Duration::from_secs(1)).await;
+            Ok::<_, Status>(())
+        });
+        let limited = |server: picom::Builder| server.concurrency(Concurrency::Fixed(RUNNING)).max_calls(10_000);
+        let pair = pair_with(methods, limited, |client| client).await;
+        let call = |_| async {
+            let begun = Instant::now();
+            let error = pair.client.fetch::<()>(SERVICE, "hold", ()).retries(0).await.err();
+            (begun.elapsed(), error)
+        };
+        let outcomes = join_all((0..calls).map(call)).await;
+        let refused: Vec<_> = outcomes.iter().filter_map(|(took, error)| Some((took, error.as_ref()?))).collect();
+        for (_, error) in &refused {
+            assert_eq!((error.code(), error.execution()), (Code::ResourceExhausted, Execution::Never), "{error}");
+        }
+        let at_once = refused.iter().filter(|(took, _)| took.is_zero()).count();
+        assert_eq!(at_once, expected, "of {calls} calls where {RUNNING} may run and {WAITING} wait");
+        assert_eq!(refused.len() - at_once, WAITING, "those who waited did so in vain: nobody ended meanwhile");
+    }
+}

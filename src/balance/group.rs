@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::candidates::{About, Candidates};
-use super::circuit::Standing;
+use super::circuit::{Standing, share};
 use super::fleet::Fleet;
 use super::hash::{mix, unit};
 use super::member::{Member, Seat};
@@ -93,9 +93,9 @@ impl Group {
         // A second round only if another call was faster to take the duty of finding out.
         let mut may_probe = request.is_call;
         loop {
-            let (mut reason, mut best) = self.best(used, about, tried, may_probe);
+            let (mut reason, mut best) = self.best(policy, used, about, tried, may_probe);
             if reason >= RESTING && used.is_some() {
-                (reason, best) = self.best(None, about, tried, may_probe);
+                (reason, best) = self.best(policy, None, about, tried, may_probe);
             }
             let position = pick(policy, &Candidates::new(&self.seats, Some(Cow::Owned(best)), about))?;
             let circuit = &self.seats.get(position)?.member.circuit;
@@ -114,6 +114,7 @@ impl Group {
     /// Those against whom there is least, and what that is.
     fn best(
         &self,
+        policy: &dyn Balancer,
         used: Option<&[usize]>,
         about: About<'_>,
         tried: &[Arc<Member>],
@@ -121,6 +122,7 @@ impl Group {
     ) -> (u8, Vec<usize>) {
         let all = 0..if used.is_some() { 0 } else { self.seats.len() };
         let (mut least, mut best) = (u8::MAX, Vec::new());
+        let slow_start = policy.slow_start();
         self.fleet.look_again();
         for position in used.unwrap_or_default().iter().copied().chain(all) {
             let Some(Seat { member, .. }) = self.seats.get(position) else { continue };
@@ -128,7 +130,7 @@ impl Group {
             let mut reason = match standing {
                 Standing::Well => 0,
                 Standing::Open(0) if may_probe => 0,
-                Standing::Warming(share) if has_turn(share, about.key, member.place) => 0,
+                Standing::Warming(warm) if has_turn(share(warm, slow_start), about.key, member.place) => 0,
                 Standing::Warming(_) => WARMING,
                 Standing::Resting(_) => RESTING,
                 Standing::Open(_) | Standing::HalfOpen => EJECTED,

@@ -91,9 +91,15 @@ impl Member {
         self.circuit.refused(asked, self.fleet.at(now), &self.fleet);
     }
 
-    /// There is a connection again.
-    pub(crate) fn connected(&self) {
-        self.circuit.connected();
+    /// There is a connection again, perhaps to a process that is new: it counts as one that was not measured yet.
+    pub(crate) fn connected(&self, now: Instant) {
+        self.load.forgive();
+        self.circuit.connected(self.fleet.at(now), &self.fleet);
+    }
+
+    /// How busy it said last that it was, as a share of its capacity, and how long ago.
+    pub(crate) fn last_report(&self, now: Instant) -> Option<(f64, Duration)> {
+        self.load.last_report(self.fleet.at(now))
     }
 
     /// What came of the call that was to find out whether it works again: `None` if nobody waited for that.
@@ -123,6 +129,8 @@ impl Seat {
             outstanding: member.load.outstanding(),
             latency: member.load.latency(now).map(Duration::from_secs_f64),
             reported: member.load.reported(now),
+            // Whoever has them counts them.
+            connections: 0,
             circuit: match member.circuit.standing(now) {
                 Standing::Well | Standing::Warming(_) => Shown::Closed,
                 Standing::Resting(left) => Shown::Resting(Duration::from_nanos(left)),

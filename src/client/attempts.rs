@@ -256,16 +256,23 @@ impl<A: Arguments> Attempts<A> {
                     return Ok(None);
                 }
                 OpenError::Full => {
+                    if let Some(other) = ticket.target().with_room() {
+                        // The next calls go there, too.
+                        self.pool.keep_route(ticket.target(), Arc::clone(&other));
+                        link = other;
+                        continue;
+                    }
                     let elsewhere = if self.settled.on.is_none() { self.pool.with_room() } else { None };
                     if let Some(other) = elsewhere {
                         (ticket, link) = other;
                         continue;
                     }
                     waited = true;
-                    let free = link.slot_free();
+                    let place = ticket.target().place(&self.pool.identity);
                     let until = self.settled.deadline.unwrap_or_else(|| Instant::now() + crate::options::DEADLINE);
                     // Either a place is free or the deadline has passed, which the next round finds out.
-                    let _ = tokio::time::timeout_at(until, free).await;
+                    let _ = tokio::time::timeout_at(until, place).await;
+                    link = ticket.target().connected().unwrap_or(link);
                     continue;
                 }
             };

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::call::at;
 use super::retry::Budget;
 use super::route::{Place, Route};
+use super::rover::Rover;
 use super::target::Target;
 use super::throttle::Throttle;
 use super::ticket::Ticket;
@@ -34,20 +35,37 @@ pub(crate) struct Identity {
     pub(crate) incarnation: u64,
     pub(crate) options: Options,
     wants_load: AtomicBool,
+    /// Nanoseconds from one question of the rover to the next; 0 is none.
+    roving: AtomicU64,
 }
 
 impl Identity {
     pub(crate) fn new(asked: Arc<str>, node: Arc<str>, incarnation: u64, options: Options) -> Self {
-        let wants_load = AtomicBool::new(options.balance.wants_load());
+        let policy = Arc::clone(&options.balance);
         let service = asked.split_once('@').map_or_else(|| Arc::clone(&asked), |(name, _)| name.into());
-        Self { service, asked, node, incarnation, options, wants_load }
+        let (wants_load, roving) = (AtomicBool::new(false), AtomicU64::new(0));
+        let identity = Self { service, asked, node, incarnation, options, wants_load, roving };
+        identity.ask_for_load(&policy);
+        identity
     }
 
-    /// Lets connections that are made from now on ask servers for their load, if a policy wants that.
+    /// Lets connections that are made from now on ask servers for their load, and a rover ask for more, if a policy wants that.
     pub(super) fn ask_for_load(&self, policy: &impl Balancer) {
         if policy.wants_load() {
             self.wants_load.store(true, Ordering::Relaxed);
         }
+        if let Some(interval) = policy.roving() {
+            let interval = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX).max(1);
+            let shorter = |known: u64| Some(interval).filter(|interval| known == 0 || *interval < known);
+            // That nothing is shorter is no error.
+            let _ = self.roving.fetch_update(Ordering::Relaxed, Ordering::Relaxed, shorter);
+        }
+    }
+
+    /// How often servers are asked for it where no calls are made.
+    pub(super) fn roving(&self) -> Option<Duration> {
+        let interval = self.roving.load(Ordering::Relaxed);
+        (interval > 0).then(|| Duration::from_nanos(interval))
     }
 
     /// Whether servers are asked how busy they are.
@@ -74,6 +92,7 @@ pub(crate) struct Pool {
     pub(super) identity: Arc<Identity>,
     pub(super) budget: Budget,
     pub(super) throttle: Throttle,
+    pub(super) rover: Rover,
     registry: Result<Arc<dyn Registry>, RegistryError>,
     /// With when it began, which is with the first call.
     watch: OnceLock<(Watch, Instant)>,
@@ -129,6 +148,7 @@ impl Pool {
             identity: Arc::new(identity),
             budget: Budget::new(),
             throttle: Throttle::new(),
+            rover: Rover::default(),
             registry,
             watch: OnceLock::new(),
             set: RwLock::new(nothing),
@@ -182,7 +202,8 @@ impl Pool {
     }
 
     /// Chooses a target for a first attempt, if there is one now.
-    pub(super) fn choose_now(&self, preference: Option<&Preference>, now: Instant) -> Option<Chosen> {
+    pub(super) fn choose_now(self: &Arc<Self>, preference: Option<&Preference>, now: Instant) -> Option<Chosen> {
+        self.rove();
         self.look(|set| {
             let choice = self.prefer(set, preference, &[], now, true)?;
             match set.routes.get(choice.position) {
@@ -211,11 +232,12 @@ impl Pool {
 
     /// Chooses a target; waits until there is one, at most until `deadline` or as long as the options say.
     pub(super) async fn pick(
-        &self,
+        self: &Arc<Self>,
         preference: Option<&Preference>,
         tried: &[Arc<Member>],
         deadline: Option<Instant>,
     ) -> Result<Ticket, Status> {
+        self.rove();
         let choose = |set: &Set| self.choose(set, preference, tried, Instant::now());
         if let Some(ticket) = self.look(choose) {
             return Ok(ticket);
@@ -292,7 +314,24 @@ impl Pool {
 
     /// What is known of each usable endpoint.
     pub(super) fn states(&self) -> Vec<EndpointState> {
-        self.look(|set| set.group.states(Instant::now().into_std()))
+        let seats = self.seats().into_iter();
+        seats.map(|(state, target)| EndpointState { connections: target.connections(), ..state }).collect()
+    }
+
+    /// The same, each with its target.
+    pub(super) fn seats(&self) -> Vec<(EndpointState, Arc<Target>)> {
+        let seats = |set: &Set| {
+            let states = set.group.states(Instant::now().into_std());
+            states.into_iter().zip(set.usable.iter().map(Arc::clone)).collect()
+        };
+        self.look(seats)
+    }
+
+    /// Sees to it that endpoints are asked how busy they are, if a policy wants that.
+    fn rove(self: &Arc<Self>) {
+        if self.identity.roving().is_some() {
+            self.rover.start(self);
+        }
     }
 
     /// The target with this address, whether the registry lists it or not.
@@ -329,7 +368,7 @@ impl Pool {
     pub(super) fn with_room(&self) -> Option<(Ticket, Arc<Link>)> {
         self.look(|set| {
             set.usable.iter().find_map(|target| {
-                let link = target.connected().filter(|link| link.has_room())?;
+                let link = target.with_room()?;
                 Some((set.ticket(target, false, Instant::now()), link))
             })
         })

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::circuit::{EJECTION, FAILURES_IN_A_ROW};
-use super::super::{Circuit, Fault, Group, PeakEwma, Random, RoundRobin};
+use super::super::{Boxcar, Circuit, Fault, Group, PeakEwma, Random, RoundRobin};
 use super::{Few, some};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -169,7 +169,9 @@ fn a_lost_connection_rests_the_endpoint_and_a_new_one_ends_that() {
         assert_eq!(three.shares(&Random, 100)[0], 0);
         before = left;
     }
-    three.member(0).connected();
+    assert!(three.group.states(three.now)[0].latency > Some(SECOND), "a failure counts as a long time");
+    three.member(0).connected(three.now);
+    assert_eq!(three.group.states(three.now)[0].latency, None, "and no longer than the reason for it");
     assert_eq!(circuit(&three, 0), Circuit::Closed);
     assert!(three.shares(&Random, 100)[0] > 0);
     for position in 0..3 {
@@ -180,6 +182,36 @@ fn a_lost_connection_rests_the_endpoint_and_a_new_one_ends_that() {
     assert_eq!(circuit(&three, 0), Circuit::Closed, "one that says nothing is left alone for a second");
     three.member(0).refused(Some(Duration::from_secs(3600)), three.now);
     assert_eq!(circuit(&three, 0), Circuit::Resting(Duration::from_secs(5)), "a server may ask for so much only");
+}
+
+#[test]
+fn a_new_connection_to_an_ejected_endpoint_lets_one_call_find_out_at_once() {
+    let three = some(3);
+    fail(&three, 0, FAILURES_IN_A_ROW);
+    assert!(matches!(circuit(&three, 0), Circuit::Open(left) if !left.is_zero()), "{:?}", circuit(&three, 0));
+    three.member(0).connected(three.now);
+    assert_eq!(circuit(&three, 0), Circuit::Open(Duration::ZERO), "it is open still");
+    let choices: Vec<_> = (0..100).map(|_| three.choose(&RoundRobin)).filter(|choice| choice.position == 0).collect();
+    assert_eq!(choices.len(), 1, "one call finds out, the others do not wait for it");
+    assert!(choices[0].is_probe);
+    three.member(0).end_probe(Some(false), three.now);
+    assert!(matches!(circuit(&three, 0), Circuit::Open(left) if !left.is_zero()), "it was not only the connection");
+}
+
+#[test]
+fn a_policy_says_how_soon_a_newcomer_has_its_share() {
+    let mut three = some(3);
+    three.member(0).warm_up(three.now);
+    three.pass(SECOND * 3 / 2);
+    let half = three.shares(&Boxcar::new(), 3_000)[0];
+    assert!((400..=600).contains(&half), "half of a third of 3,000 is 500, not {half}");
+    three.pass(SECOND * 3 / 2);
+    let (boxcar, ewma) = (three.shares(&Boxcar::new(), 3_000)[0], three.shares(&PeakEwma, 3_000)[0]);
+    assert!((900..=1_100).contains(&boxcar), "after 3 s all of it, not {boxcar}");
+    assert!((200..=400).contains(&ewma), "after 3 of 10 s about 30 %, not {ewma}");
+    three.pass(SECOND * 7);
+    let ewma = three.shares(&PeakEwma, 3_000)[0];
+    assert!((900..=1_100).contains(&ewma), "after 10 s all of it, not {ewma}");
 }
 
 #[test]
