@@ -111,6 +111,31 @@ impl Group {
         }
     }
 
+    /// Whether half of all or more are not well, without those that a call has used: about when no more are ejected. Those that are left
+    /// have no time to spare then.
+    pub(crate) fn is_in_panic(&self, used: &[Arc<Member>], now: Instant) -> bool {
+        let now = self.fleet.at(now);
+        let is_unwell = |seat: &&Seat| {
+            !matches!(seat.member.circuit.standing(now), Standing::Well | Standing::Warming(_))
+                && !used.iter().any(|other| Arc::ptr_eq(other, &seat.member))
+        };
+        self.seats.iter().filter(is_unwell).count() * 2 >= self.seats.len()
+    }
+
+    /// Chooses for an attempt beside those of the same call that are at `used`: among the others, against whom there must be nothing.
+    pub(crate) fn choose_beside(
+        &self,
+        policy: &dyn Balancer,
+        request: Request<'_>,
+        used: &[Arc<Member>],
+    ) -> Option<usize> {
+        let about = About { fleet: &self.fleet, key: request.key, zone: request.zone, now: self.fleet.at(request.now) };
+        let subset = self.subset.as_deref().filter(|_| !policy.needs_all());
+        let (reason, best) = self.best(policy, subset, about, used, false);
+        let candidates = Candidates::new(&self.seats, Some(Cow::Owned(best)), about);
+        (reason == 0).then(|| pick(policy, &candidates)).flatten()
+    }
+
     /// Those against whom there is least, and what that is.
     fn best(
         &self,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::call::at;
+use super::hedge::Hedging;
 use super::retry::Budget;
 use super::route::{Place, Route};
 use super::rover::Rover;
@@ -93,6 +94,7 @@ pub(crate) struct Pool {
     pub(super) budget: Budget,
     pub(super) throttle: Throttle,
     pub(super) rover: Rover,
+    pub(super) hedging: Hedging,
     registry: Result<Arc<dyn Registry>, RegistryError>,
     /// With when it began, which is with the first call.
     watch: OnceLock<(Watch, Instant)>,
@@ -149,6 +151,7 @@ impl Pool {
             budget: Budget::new(),
             throttle: Throttle::new(),
             rover: Rover::default(),
+            hedging: Hedging::default(),
             registry,
             watch: OnceLock::new(),
             set: RwLock::new(nothing),
@@ -293,6 +296,25 @@ impl Pool {
         set.usable.get(choice.position).map(|target| set.ticket(target, choice.is_probe, now))
     }
 
+    /// Chooses a target for an attempt beside or after others of the same call, if there is one that is well. One that is `added` to what the
+    /// service has to do needs more of them.
+    pub(super) fn choose_beside(
+        &self,
+        preference: Option<&Preference>,
+        used: &[Arc<Member>],
+        now: Instant,
+        added: bool,
+    ) -> Option<Ticket> {
+        let (policy, request) = self.wanted(preference, now, true);
+        self.look(|set| {
+            if added && set.group.is_in_panic(used, now.into_std()) {
+                return None;
+            }
+            let position = set.group.choose_beside(policy, request, used)?;
+            set.usable.get(position).map(|target| set.ticket(target, false, now))
+        })
+    }
+
     fn prefer(
         &self,
         set: &Set,
@@ -301,6 +323,17 @@ impl Pool {
         now: Instant,
         is_call: bool,
     ) -> Option<Choice> {
+        let (policy, request) = self.wanted(preference, now, is_call);
+        set.group.choose(policy, request, tried)
+    }
+
+    /// By which policy to choose, and for what.
+    fn wanted<'a>(
+        &'a self,
+        preference: Option<&'a Preference>,
+        now: Instant,
+        is_call: bool,
+    ) -> (&'a dyn Balancer, Request<'a>) {
         let options = &self.identity.options;
         let policy = preference.and_then(|preference| preference.policy.as_deref()).unwrap_or(&*options.balance);
         let request = Request {
@@ -309,7 +342,7 @@ impl Pool {
             is_call,
             now: now.into_std(),
         };
-        set.group.choose(policy, request, tried)
+        (policy, request)
     }
 
     /// What is known of each usable endpoint.

@@ -1,5 +1,6 @@
 //! Who is left alone, for how long, and how it comes back.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -212,6 +213,28 @@ fn a_policy_says_how_soon_a_newcomer_has_its_share() {
     three.pass(SECOND * 7);
     let ewma = three.shares(&PeakEwma, 3_000)[0];
     assert!((900..=1_100).contains(&ewma), "after 10 s all of it, not {ewma}");
+}
+
+#[test]
+fn an_attempt_beside_others_goes_to_one_that_is_well_and_was_not_used() {
+    let mut four = some(4);
+    let beside = |of: &Few, used: &[usize]| {
+        let used: Vec<_> = used.iter().map(|position| Arc::clone(&of.seats[*position].member)).collect();
+        let taken: BTreeSet<_> = (0..100).map(|_| of.group.choose_beside(&RoundRobin, of.request(), &used)).collect();
+        (taken.into_iter().flatten().collect::<Vec<_>>(), of.group.is_in_panic(&used, of.now))
+    };
+    assert_eq!(beside(&four, &[0]), (vec![1, 2, 3], false));
+    four.member(1).failed(Fault::Connection, four.now);
+    assert_eq!(beside(&four, &[0]), (vec![2, 3], false), "one rests");
+    fail(&four, 2, FAILURES_IN_A_ROW);
+    assert_eq!(beside(&four, &[0]), (vec![3], true), "half of them are not well");
+    assert_eq!(beside(&four, &[2]), (vec![0, 3], false), "the one that is used does not count");
+    assert_eq!(beside(&four, &[0, 3]), (Vec::new(), true), "nobody else is well");
+    // One that may be called again has to show first that it works.
+    four.pass(EJECTION);
+    assert_eq!(beside(&four, &[0]).0, vec![1, 3]);
+    assert_eq!(circuit(&four, 2), Circuit::Open(Duration::ZERO), "nobody has taken the duty to find out");
+    assert!(beside(&some(1), &[0]).0.is_empty());
 }
 
 #[test]
