@@ -139,6 +139,17 @@ async fn ordinary_load_stays_on_one_connection() {
     assert_eq!((scene.proxy.connections(), scene.state().connections), (1, 1));
 }
 
+/// All who wait must not wake for each call that ends.
+#[tokio::test]
+async fn ten_thousand_calls_at_once_on_one_connection_all_have_their_turn() {
+    let scene = Scene::new(|server| server, |client| client.max_connections_per_endpoint(1)).await;
+    let (begun, held) = (std::time::Instant::now(), scene.hold(10_000));
+    scene.until_running(CALLS).await;
+    timeout(support::PATIENCE, scene.finish(held)).await.expect("they take turns");
+    println!("10,000 calls, {CALLS} at a time, took {:?}", begun.elapsed());
+    assert_eq!(scene.proxy.connections(), 1);
+}
+
 /// In time that passes only while everybody waits.
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_is_not_needed_any_more_closes_while_the_other_one_is_used() {

@@ -27,9 +27,9 @@ const REST: Duration = Duration::from_millis(50);
 const MAX_REST: Duration = Duration::from_secs(5);
 /// How long one that refused a call is left alone if it does not say itself.
 const REFUSED_REST: Duration = Duration::from_secs(1);
-/// How long one that is new or has come back gets less than its share …
+/// How long one that is new or has come back gets less than its share, unless the [policy](super::Balancer::slow_start) says less.
 pub const SLOW_START: Duration = Duration::from_secs(10);
-/// … which grows from this, as in Envoy.
+/// The share grows from this, as in Envoy.
 const FIRST_SHARE: f64 = 0.1;
 
 /// A failure that speaks against an endpoint.

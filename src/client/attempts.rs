@@ -277,7 +277,7 @@ impl<A: Arguments> Attempts<A> {
 
     /// Opens the call; `None` means: go on with another attempt.
     async fn open(&mut self, mut ticket: Ticket, mut link: Arc<Link>) -> Result<Option<Attempt>, Failed> {
-        let mut waited = false;
+        let (mut waited, mut turn) = (false, None);
         loop {
             if self.has_deadline_passed() {
                 let status = Status::deadline_exceeded(if waited {
@@ -323,11 +323,11 @@ impl<A: Arguments> Attempts<A> {
                     }
                     let elsewhere = if self.tied_to().is_none() { self.pool.with_room() } else { None };
                     if let Some(other) = elsewhere {
-                        (ticket, link) = other;
+                        ((ticket, link), turn) = (other, None);
                         continue;
                     }
                     waited = true;
-                    let place = ticket.target().place(&self.pool.identity);
+                    let place = ticket.target().place(&self.pool.identity, &mut turn);
                     let until = self.settled.deadline.unwrap_or_else(|| Instant::now() + crate::options::DEADLINE);
                     // Either a place is free or the deadline has passed, which the next round finds out.
                     let _ = tokio::time::timeout_at(until, place).await;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::select_all;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::dial::dial;
@@ -27,6 +27,9 @@ const GROWTH_PAUSE: Duration = Duration::from_secs(1);
 /// … nor where the server itself has refused it: it has its limit of connections.
 const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 
+/// So many calls look for a place at once, the others behind them in turn: whenever a call ends all that look are woken.
+const LOOKING: usize = 64;
+
 /// One endpoint as the pool keeps it.
 #[derive(Debug)]
 pub(super) struct Target {
@@ -36,7 +39,11 @@ pub(super) struct Target {
     state: Mutex<State>,
     /// One more connection is there, or could not be made.
     concluded: Notify,
+    turns: Arc<Semaphore>,
 }
+
+/// Held by a call while it looks for a place.
+pub(super) type Turn = OwnedSemaphorePermit;
 
 #[derive(Debug, Default)]
 struct State {
@@ -76,7 +83,8 @@ impl State {
 impl Target {
     pub(super) fn new(endpoint: Arc<Endpoint>, member: Arc<Member>) -> Self {
         let name = endpoint.addr.to_string().into();
-        Self { endpoint, name, member, state: Mutex::default(), concluded: Notify::new() }
+        let turns = Arc::new(Semaphore::new(LOOKING));
+        Self { endpoint, name, member, state: Mutex::default(), concluded: Notify::new(), turns }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -122,8 +130,13 @@ impl Target {
     }
 
     /// Waits until another call can be opened, perhaps, where none could: on a connection of which a call has ended, or on one
-    /// more, which is made unless there are as many as there may be. May return early. Cancel safe.
-    pub(super) async fn place(self: &Arc<Self>, identity: &Arc<Identity>) {
+    /// more, which is made unless there are as many as there may be. Who came first looks first: `turn` is kept until a place is
+    /// found. May return early. Cancel safe.
+    pub(super) async fn place(self: &Arc<Self>, identity: &Arc<Identity>, turn: &mut Option<Turn>) {
+        if turn.is_none() {
+            // It is never closed.
+            *turn = Arc::clone(&self.turns).acquire_owned().await.ok();
+        }
         let concluded = self.concluded.notified();
         tokio::pin!(concluded);
         // Before looking, or what comes in between would be missed.
