@@ -165,9 +165,9 @@ async fn why_a_service_leaves_is_told_to_all_members() {
     registration.set_status(NodeStatus::now(NodeState::Down, Some("SIGTERM (15)")));
     registration.leave().await.unwrap();
     let freed = loop {
-        match timeout(PATIENCE, events.next()).await.expect("an event in time").expect("the manifest lives") {
-            Event::Freed(record) => break record,
-            _ => {}
+        let event = timeout(PATIENCE, events.next()).await.expect("an event in time");
+        if let Event::Freed(record) = event.expect("the manifest lives") {
+            break record;
         }
     };
     assert_eq!(freed.details.status.to_string(), "down: SIGTERM (15)");

@@ -197,7 +197,7 @@ where
                     let mut taken = BytesMut::new();
                     Frame::Taken.encode(&mut taken);
                     seals.mine.close(&mut taken, 0);
-                    write_out(write, &taken).await.map_err(broken)?;
+                    write_out(write, &taken).await.map_err(|error| broken(&error))?;
                 }
                 return Err(unwanted(why));
             }
@@ -259,10 +259,10 @@ async fn put<I: AsyncWrite>(write: &mut WriteHalf<I>, frame: &[u8]) -> Result<()
     let mut out = BytesMut::with_capacity(size_of::<u32>() + frame.len());
     out.put_u32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
     out.extend_from_slice(frame);
-    write_out(write, &out).await.map_err(broken)
+    write_out(write, &out).await.map_err(|error| broken(&error))
 }
 
-fn broken(error: io::Error) -> String {
+fn broken(error: &io::Error) -> String {
     format!("the connection broke while joining: {error}")
 }
 
