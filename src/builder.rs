@@ -284,7 +284,7 @@ impl Builder {
             (None, None) => default_registry(),
         };
         let registry = registry.and_then(|registry| registry.validate().map(|()| registry));
-        Picom::from_parts(self.name, self.options, registry)
+        Picom::from_parts(&self.name, self.options, registry)
     }
 }
 

@@ -365,7 +365,7 @@ impl<A: Arguments, R: Response> IntoFuture for Call<A, R> {
 impl<A, R> fmt::Debug for Call<A, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Call")
-            .field("service", &self.pool.service())
+            .field("service", &self.pool.asked())
             .field("method", &self.method.name())
             .finish_non_exhaustive()
     }

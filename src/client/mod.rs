@@ -52,7 +52,7 @@ impl Channel {
 
     /// The service that it calls.
     pub fn service(&self) -> &str {
-        self.pool.service()
+        self.pool.asked()
     }
 
     /// Calls through this channel, and through clients made from it, choose endpoints by this policy instead of the node's.

@@ -165,7 +165,7 @@ impl Pool {
     }
 
     /// What is called, as it was asked for.
-    pub(crate) fn service(&self) -> &str {
+    pub(crate) fn asked(&self) -> &str {
         &self.identity.asked
     }
 

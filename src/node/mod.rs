@@ -91,14 +91,10 @@ impl Picom {
         Builder::new(name.into())
     }
 
-    pub(crate) fn from_parts(
-        name: String,
-        options: Options,
-        registry: Result<Arc<dyn Registry>, RegistryError>,
-    ) -> Self {
+    pub(crate) fn from_parts(name: &str, options: Options, registry: Result<Arc<dyn Registry>, RegistryError>) -> Self {
         let (name, version) = match name.split_once('@') {
             Some((name, version)) => (name, Some(version)),
-            None => (&*name, None),
+            None => (name, None),
         };
         let registry =
             check_name(name).and_then(|()| version.map_or(Ok(()), |of| check_version(name, of))).and(registry);
