@@ -389,7 +389,7 @@ impl Link {
     #[inline]
     fn kick<'a>(&'a self, state: MutexGuard<'a, State>) {
         // The driver will look at the queues before it sleeps, as is usual for all but the first of many calls.
-        if !(state.awake && state.is_quiet() && !state.retired && !state.proto.has_plenty()) {
+        if !state.awake || !state.is_quiet() || state.retired || state.proto.has_plenty() {
             self.kick_now(state);
         }
     }
