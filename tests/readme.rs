@@ -100,6 +100,7 @@ fn limits_and_defaults_are_the_ones_in_the_code() {
         ("max_message", bytes(options::MAX_MESSAGE)),
         ("collect_limit", number(options::COLLECT_LIMIT)),
         ("max_calls", number(usize::from(options::MAX_CALLS))),
+        ("max_connections_per_endpoint", number(options::MAX_CONNECTIONS_PER_ENDPOINT)),
         ("max_running", number(options::MAX_RUNNING)),
         ("max_assembly", bytes(options::MAX_ASSEMBLY)),
         ("stream_window", window(options::STREAM_WINDOW)),

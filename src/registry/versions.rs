@@ -45,6 +45,10 @@ impl Registry for Versions {
         self.inner.validate()
     }
 
+    fn is_local(&self) -> bool {
+        self.inner.is_local()
+    }
+
     async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {
         self.inner.register(instance).await
     }
