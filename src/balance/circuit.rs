@@ -236,17 +236,18 @@ impl Circuit {
         due
     }
 
-    /// What came of it: `Some` with whether it was answered, `None` if nobody waited for that.
-    pub(super) fn end_probe(&self, answered: Option<bool>, now: u64, fleet: &Fleet) {
+    /// What came of it: `Some` with whether it was answered, `None` if nobody waited for that. Says whether it is called again now.
+    pub(super) fn end_probe(&self, answered: Option<bool>, now: u64, fleet: &Fleet) -> bool {
         let mut state = self.lock();
         match (state.phase, answered) {
-            (Phase::Closed, _) => return,
+            (Phase::Closed, _) => return false,
             (_, Some(true)) => state.close(now, fleet),
             (Phase::HalfOpen, Some(false)) => state.open(now),
             (Phase::HalfOpen, None) => state.phase = Phase::Open { until: now },
-            (Phase::Open { .. }, _) => return,
+            (Phase::Open { .. }, _) => return false,
         }
         self.changed(fleet);
+        matches!(state.phase, Phase::Closed)
     }
 
     /// Closes it whatever happened.

@@ -19,6 +19,7 @@ use crate::registry::Endpoint;
 pub(crate) struct Member {
     pub(super) load: Load,
     pub(super) circuit: Circuit,
+    addr: SocketAddr,
     /// A hash of its address, the same in every process.
     pub(super) place: u64,
     fleet: Arc<Fleet>,
@@ -34,7 +35,7 @@ pub(crate) struct Seat {
 impl Member {
     pub(crate) fn new(addr: SocketAddr, fleet: Arc<Fleet>) -> Self {
         let place = hash::key(addr.to_string().as_bytes());
-        Self { load: Load::default(), circuit: Circuit::default(), place, fleet }
+        Self { load: Load::default(), circuit: Circuit::default(), addr, place, fleet }
     }
 
     /// One that joins others, which has to warm up.
@@ -82,7 +83,11 @@ impl Member {
             Failed::Ignored => {}
             Failed::Noted => self.load.penalise(now),
             // The call that finds out is not to be put off by what was.
-            Failed::Ejected => self.load.forget(),
+            Failed::Ejected => {
+                self.load.forget();
+                let (service, addr) = (self.fleet.service(), self.addr);
+                tracing::warn!(service, %addr, ?fault, "an endpoint is left alone for a while, because too much fails there");
+            }
         }
     }
 
@@ -104,7 +109,9 @@ impl Member {
 
     /// What came of the call that was to find out whether it works again: `None` if nobody waited for that.
     pub(crate) fn end_probe(&self, answered: Option<bool>, now: Instant) {
-        self.circuit.end_probe(answered, self.fleet.at(now), &self.fleet);
+        if self.circuit.end_probe(answered, self.fleet.at(now), &self.fleet) {
+            tracing::info!(service = self.fleet.service(), addr = %self.addr, "an endpoint works again, and is called");
+        }
     }
 
     /// What the server says of its load: so many of `capacity` places are taken or waited for.

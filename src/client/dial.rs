@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn what_a_connection_says_of_the_load_is_known_and_may_come_too_late() {
         let endpoint = Arc::new(Endpoint::new(([127, 0, 0, 1], 1).into()));
-        let fleet = Arc::new(Fleet::new(Instant::now().into_std()));
+        let fleet = Arc::new(Fleet::new("service1".into(), Instant::now().into_std()));
         let member = Arc::new(Member::new(endpoint.addr, Arc::clone(&fleet)));
         let target = Arc::new(Target::new(Arc::clone(&endpoint), Arc::clone(&member)));
         let mut reports = Reports(Arc::downgrade(&target));

@@ -135,7 +135,7 @@ type Members = HashMap<(SocketAddr, Option<u64>), Arc<Member>>;
 impl Pool {
     pub(crate) fn new(identity: Identity, registry: Result<Arc<dyn Registry>, RegistryError>) -> Self {
         let now = Instant::now();
-        let fleet = Arc::new(Fleet::new(now.into_std()));
+        let fleet = Arc::new(Fleet::new(Arc::clone(&identity.service), now.into_std()));
         let group = Group::new(Vec::new(), fleet, identity.incarnation, now.into_std());
         let nothing = Set {
             snapshot: Arc::new(Endpoints::unknown()),
@@ -383,7 +383,7 @@ impl Pool {
             unlisted.pop_front();
         }
         // In a fleet of its own: it is no alternative to anybody.
-        let member = Member::new(addr, Arc::new(Fleet::new(now.into_std())));
+        let member = Member::new(addr, Arc::new(Fleet::new(Arc::clone(&self.identity.service), now.into_std())));
         let target = Arc::new(Target::new(Arc::new(Endpoint::new(addr)), Arc::new(member)));
         unlisted.push_back(Arc::clone(&target));
         Ticket::new(target, None, false)

@@ -245,7 +245,7 @@ impl Target {
                 let refused = matches!(**error, Error::PeerClosed { .. });
                 state.grows_after = Some(Instant::now() + if refused { REFUSED_PAUSE } else { GROWTH_PAUSE });
             }
-            (Err(_), false) => self.note_failure(&mut state),
+            (Err(_), false) => self.note_failure(state),
         }
     }
 
@@ -261,7 +261,7 @@ impl Target {
         let has_others = state.all().iter().any(|other| !Arc::ptr_eq(other, link));
         if !has_others && !state.is_lost && state.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link)) {
             state.is_lost = true;
-            self.note_failure(&mut state);
+            self.note_failure(state);
         }
     }
 
@@ -270,9 +270,11 @@ impl Target {
         self.member.reported(slot.into(), capacity.into(), Instant::now().into_std());
     }
 
-    fn note_failure(&self, state: &mut State) {
+    fn note_failure(&self, mut state: MutexGuard<'_, State>) {
         let now = Instant::now();
         state.failed_at = Some(now);
+        // Whoever writes the log may make calls.
+        drop(state);
         self.member.failed(Fault::Connection, now.into_std());
     }
 }
