@@ -30,6 +30,7 @@ impl<'a> Role<'a> {
 
 /// Whether a program may register this role. A part of a version, as in `calc@1`, is a question and no answer: it would be a role
 /// without a version, which no range finds.
+#[cfg(feature = "manifest")]
 pub(super) fn check(role: &str) -> Result<(), RegistryError> {
     let Some((name, version)) = role.split_once('@').filter(|(name, _)| !name.is_empty()) else { return Ok(()) };
     let bare = version.strip_prefix('v').unwrap_or(version);
@@ -146,6 +147,7 @@ mod tests {
         assert!(!finds("calc@^1", "calc@1.3.0-alpha"), "a range does not reach into what is not released yet");
     }
 
+    #[cfg(feature = "manifest")]
     #[test]
     fn a_part_of_a_version_cannot_be_registered() {
         for role in ["calc@1", "calc@1.2", "calc@v1.2.3", "calc@1.x", "calc@01.2.3", "calc@1.2-alpha"] {
