@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use picom::balance::{Circuit, EndpointState};
-use picom::registry::Fixed;
+use picom::registry::{Fixed, Instance, Memory, Registry};
 use picom::{Builder, Code, Context, Methods, Picom, Status, args};
-use support::eventually;
 use support::nodes::{Pair, SERVICE, pair_with};
 use support::peer::{CALL, DRAIN, Hello, Scripted, frame, idle};
 use support::proxy::Proxy;
+use support::{eventually, instance};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -26,7 +26,7 @@ const CALLS: usize = 1_024;
 
 /// A server whose calls of `hold` end when they may, behind a proxy that counts connections.
 struct Scene {
-    _pair: Pair,
+    pair: Pair,
     proxy: Proxy,
     client: Picom,
     running: Arc<AtomicUsize>,
@@ -54,7 +54,7 @@ impl Scene {
         let pair = pair_with(methods, server, |client| client).await;
         let proxy = Proxy::start(pair.exposed.local_addr()).await;
         let client = self::client(client, &[proxy.addr.to_string()]);
-        Self { _pair: pair, proxy, client, running, most, may_end }
+        Self { pair, proxy, client, running, most, may_end }
     }
 
     /// So many calls at once, each from a task of its own.
@@ -351,4 +351,28 @@ async fn a_server_that_takes_no_more_connections_is_not_asked_for_them_all_the_t
     for calls in [held, waiting].into_iter().chain(more) {
         scene.finish(calls).await;
     }
+}
+
+/// In time that passes only while everybody waits.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_has_left_gets_no_more_connections_from_those_who_wait_there() {
+    let registry = Memory::new();
+    let known = registry.clone();
+    let limits = |server: Builder| server.max_calls(2).max_connections_per_peer(1);
+    let scene = Scene::new(limits, |client| client.registry(known)).await;
+    // The server behind the proxy says in its hello which one it is.
+    let incarnation = scene.pair.server.nodes()[SERVICE].endpoints[0].incarnation.unwrap();
+    let (address, port) = (Some(scene.proxy.addr.ip()), scene.proxy.addr.port());
+    let listed = Instance { incarnation, address, ..instance(SERVICE, "proxy", port) };
+    let registration = registry.register(listed).await.unwrap();
+    let held = scene.hold(2);
+    scene.until_running(2).await;
+    let waiting = scene.hold(5);
+    eventually("one more was tried", async || scene.proxy.connections() == 2).await;
+    registration.leave().await.unwrap();
+    eventually("the client has heard", async || scene.client.channel(SERVICE).endpoints().is_empty()).await;
+    sleep(Duration::from_secs(25)).await;
+    assert_eq!(scene.proxy.connections(), 2, "it was asked for more although it has left");
+    scene.finish(held).await;
+    scene.finish(waiting).await;
 }

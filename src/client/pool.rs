@@ -487,6 +487,8 @@ impl Set {
             .values()
             .filter(|member| !called.contains(&Arc::as_ptr(member)))
             .for_each(|member| member.pardon(now.into_std()));
+        let stays: HashSet<_> = usable.iter().map(Arc::as_ptr).collect();
+        self.usable.iter().filter(|target| !stays.contains(&Arc::as_ptr(target))).for_each(|target| target.left());
         let stays_empty = self.usable.is_empty() && usable.is_empty();
         let empty_since = if stays_empty { self.empty_since } else { now };
         let group = Group::new(seats, Arc::clone(fleet), seed, now.into_std());

@@ -55,6 +55,8 @@ struct State {
     grows_after: Option<Instant>,
     /// That the link was lost is already noted.
     is_lost: bool,
+    /// The registry does not list it any more.
+    has_left: bool,
     connecting: Option<watch::Receiver<Option<Outcome>>>,
     failed_at: Option<Instant>,
 }
@@ -141,13 +143,17 @@ impl Target {
         tokio::pin!(concluded);
         // Before looking, or what comes in between would be missed.
         concluded.as_mut().enable();
-        let links = self.lock().all();
+        let (links, has_left) = {
+            let mut state = self.lock();
+            (state.all(), state.has_left)
+        };
         if links.is_empty() {
             return;
         }
         // Where it is the peer that takes nothing, one more connection would only hold more for it.
-        let may_grow =
-            links.len() < identity.options.max_connections_per_endpoint && links.iter().all(|link| link.is_at_limit());
+        let may_grow = !has_left
+            && links.len() < identity.options.max_connections_per_endpoint
+            && links.iter().all(|link| link.is_at_limit());
         let again = if may_grow { self.grow(identity) } else { None };
         let free = select_all(links.iter().map(|link| Box::pin(link.slot_free())));
         tokio::select! {
@@ -155,6 +161,11 @@ impl Target {
             _ = free => {}
             () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
         }
+    }
+
+    /// The registry does not list it any more: calls that wait go on waiting for those that are open there, on no new connection.
+    pub(super) fn left(&self) {
+        self.lock().has_left = true;
     }
 
     /// The connection; makes it if there is none. All who wait share one attempt, which goes on when they stop waiting.
