@@ -13,10 +13,14 @@
 mod consul;
 mod crew;
 mod faults;
+mod flaws;
 mod journal;
 mod located;
+mod nature;
 mod net;
+mod peace;
 mod relay;
+mod service;
 mod work;
 mod world;
 
