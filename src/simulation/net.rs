@@ -307,15 +307,8 @@ impl Net {
         let piece = state.rng.choice(PIECES).unwrap_or(PIECES[0]);
         let [near_source, far_source] = sources;
         let [near_sink, far_sink] = sinks;
-        let there = Way {
-            from,
-            to,
-            source: near_source,
-            sink: far_sink,
-            cut: cut.clone(),
-            silent: Arc::clone(&silent),
-            piece,
-        };
+        let there =
+            Way { from, to, source: near_source, sink: far_sink, cut: cut.clone(), silent: Arc::clone(&silent), piece };
         self.relay(there);
         self.relay(Way { from: to, to: from, source: far_source, sink: near_sink, cut, silent, piece });
         Ok(ours)

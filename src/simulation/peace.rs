@@ -102,6 +102,7 @@ impl World {
         if self.flaw == Some(Flaw::LeavesTask) {
             tokio::spawn(std::future::pending::<()>());
         }
+        self.handing_out.abort();
         let (journal, net) = (self.journal.clone(), self.net.clone());
         drop(self);
         net.end();

@@ -6,7 +6,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
 use super::journal::{CallId, Journal, Life};
+use super::turns::Turns;
 use super::work;
 use crate::client::Channel;
 use crate::{Bytes, Context, Methods, Status, Streaming};
@@ -57,6 +58,7 @@ impl Ask {
 pub(super) struct Host {
     pub(super) journal: Arc<Journal>,
     pub(super) life: Arc<Life>,
+    pub(super) turns: Turns,
     /// The way to the next service, if there is one. No node, which would keep itself alive by its own methods.
     pub(super) next: Option<Channel>,
     /// Its handlers go on after its death, which is a mistake that must be found.
@@ -78,7 +80,7 @@ impl Host {
 
     /// Does this work as long as the process lives.
     async fn living<T>(&self, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
+        let mut work = pin!(self.turns.run(work));
         poll_fn(|cx| if self.stands_still() { Poll::Pending } else { work.as_mut().poll(cx) }).await
     }
 
@@ -99,12 +101,12 @@ impl Host {
         ask: Ask,
         items: impl Stream<Item = Result<T, Status>> + Send + 'static,
     ) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
-        let (mut items, mut is_over) = (Box::pin(items), false);
+        let (mut items, mut is_over, turn) = (Box::pin(items), false, self.turns.turn());
         stream::poll_fn(move |cx| {
             if self.stands_still() {
                 return Poll::Pending;
             }
-            let item = items.as_mut().poll_next(cx);
+            let item = items.as_mut().poll_next(&mut TaskContext::from_waker(&turn.waker(cx)));
             if matches!(item, Poll::Ready(None | Some(Err(_)))) && !std::mem::replace(&mut is_over, true) {
                 self.ends(&ask);
             }
@@ -171,7 +173,9 @@ pub(super) fn methods(host: Host, at_once: Option<usize>) -> Methods {
                 ))
             }
         })
-        .client_streaming("sum", move |cx: Context, ask: Ask, body: Streaming<Bytes>| Arc::clone(&sum).sum(cx, ask, body))
+        .client_streaming("sum", move |cx: Context, ask: Ask, body: Streaming<Bytes>| {
+            Arc::clone(&sum).sum(cx, ask, body)
+        })
         .bidi("echo", move |cx: Context, ask: Ask, body: Streaming<Bytes>| {
             let host = Arc::clone(&echo);
             async move {

@@ -189,11 +189,8 @@ pub(super) async fn nested(
     let own = leg.timeout.map_or(crate::options::DEADLINE, Duration::from_millis);
     let limit = remaining.map_or(own, |remaining| remaining.min(own));
     let most = MAX_ATTEMPTS as usize;
-    let made = Made::new(
-        journal,
-        id,
-        Terms { from: life.pid, idempotent: leg.is_idempotent, limit: Some(limit), most },
-    );
+    let made =
+        Made::new(journal, id, Terms { from: life.pid, idempotent: leg.is_idempotent, limit: Some(limit), most });
     journal.note(format_args!("{} calls {}: {leg:?}", life.pid, channel.service()));
     let method = if leg.is_idempotent { "again" } else { "once" };
     let mut call = channel.call_by_name::<_, First<u64>>(method, ask);

@@ -10,13 +10,10 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
-use futures::FutureExt;
-use futures::future::BoxFuture;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::consul::{Consul, View};
-use super::crew::Crew;
 use super::faults::{Fault, Faults};
 use super::flaws::Flaw;
 use super::journal::{Journal, Life};
@@ -24,6 +21,7 @@ use super::located::Located;
 use super::nature::{Caller, Nature};
 use super::net::{Death, Host, Installed, Net, Pid, Place};
 use super::service::{self, SERVICES, methods};
+use super::turns::Turns;
 use super::work::{Client, Plan};
 use crate::registry::Endpoints;
 use crate::transport::simulated;
@@ -77,7 +75,9 @@ pub(super) struct World {
     pub(super) servers: BTreeMap<Host, Server>,
     pub(super) clients: BTreeMap<Host, (Client, View)>,
     /// The calls of each client.
-    crews: BTreeMap<Host, JoinHandle<()>>,
+    crews: BTreeMap<Host, JoinSet<()>>,
+    turns: Turns,
+    pub(super) handing_out: AbortHandle,
     /// Servers that are leaving.
     pub(super) ending: Vec<Ending>,
     /// What was killed, and goes on all the same.
@@ -108,7 +108,7 @@ impl World {
         let net = Net::new(rng.u64(..), Arc::clone(&journal));
         simulated::install(Some(Box::new(Installed(Arc::clone(&net)))));
         let consul = Consul::new(Duration::from_secs(3));
-        let nature = Nature::random(&mut rng);
+        let (nature, turns) = (Nature::random(&mut rng), Turns::default());
         journal.note(format_args!("{nature:?}"));
         Self {
             rng,
@@ -120,6 +120,8 @@ impl World {
             servers: BTreeMap::new(),
             clients: BTreeMap::new(),
             crews: BTreeMap::new(),
+            handing_out: tokio::spawn(turns.clone().hand_out()).abort_handle(),
+            turns,
             ending: Vec::new(),
             haunting: Vec::new(),
             next_port: PORTS,
@@ -145,12 +147,17 @@ impl World {
             self.journal.note(format_args!("{fault:?}"));
             self.befall(fault).await;
         }
-        for (_, crew) in std::mem::take(&mut self.crews) {
-            match timeout(DOOMSDAY, crew).await {
-                Ok(Ok(())) => {}
-                Ok(Err(panic)) => self.journal.violation(format_args!("a caller panics: {panic}")),
-                Err(_) => self.journal.violation("calls never end"),
+        let all_end = async {
+            for mut crew in std::mem::take(&mut self.crews).into_values() {
+                while let Some(ended) = crew.join_next().await {
+                    if let Err(panic) = ended {
+                        self.journal.violation(format_args!("a caller panics: {panic}"));
+                    }
+                }
             }
+        };
+        if timeout(DOOMSDAY, all_end).await.is_err() {
+            self.journal.violation("calls never end");
         }
     }
 
@@ -183,9 +190,12 @@ impl World {
         let (pressure, depth) = (self.nature.pressure, self.nature.servers.len() - 1);
         let ids = (1..=pressure.calls(&mut self.rng)).map(|number| u64::from(pid) * 100 + number);
         let plans: Vec<_> = ids.map(|id| Plan::random(&mut self.rng, id, pressure, depth)).collect();
-        let work = |plan: Plan| plan.run(client.clone()).boxed();
-        let members: Vec<BoxFuture<'static, ()>> = plans.into_iter().map(work).collect();
-        self.crews.insert(pid, tokio::spawn(Crew::new(members)));
+        let mut crew = JoinSet::new();
+        for plan in plans {
+            let (client, turns) = (client.clone(), self.turns.clone());
+            crew.spawn(async move { turns.run(plan.run(client)).await });
+        }
+        self.crews.insert(pid, crew);
         self.clients.insert(pid, (client, view));
     }
 
@@ -212,7 +222,8 @@ impl World {
         let node = kind.apply(builder).build().unwrap();
         let next = (service + 1 < self.nature.servers.len()).then(|| node.channel(SERVICES[service + 1]));
         let haunts = self.flaw == Some(Flaw::Haunts);
-        let place = service::Host { journal: Arc::clone(&self.journal), life: Arc::clone(&life), next, haunts };
+        let (journal, turns) = (Arc::clone(&self.journal), self.turns.clone());
+        let place = service::Host { journal, life: Arc::clone(&life), turns, next, haunts };
         node.expose(methods(place, kind.at_once)).await.unwrap();
         self.servers.insert(host, Server { service, life, node: Some(node), view });
     }
@@ -223,9 +234,9 @@ impl World {
             Fault::Slow { host, more, time } => self.net.slow(host, more, time),
             Fault::Crash { host, death } => self.crash(host, death),
             Fault::Vanish { client, death } => {
-                let Some(crew) = self.crews.remove(&client) else { return };
+                let Some(mut crew) = self.crews.remove(&client) else { return };
                 self.net.dies(client, death);
-                crew.abort();
+                crew.abort_all();
                 self.clients.remove(&client);
             }
             Fault::Restart { host, same_port } => {
@@ -282,7 +293,9 @@ impl World {
         for (life, view) in dying {
             life.ends();
             view.set_cut(true);
-            self.net.dies(life.pid, death);
+            if self.flaw != Some(Flaw::Haunts) {
+                self.net.dies(life.pid, death);
+            }
         }
     }
 

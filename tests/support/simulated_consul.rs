@@ -212,9 +212,12 @@ impl Process {
         state: watch::Sender<RegistrationState>,
         news: Arc<Notify>,
     ) {
+        // An entry with the same id may be a predecessor's: the first thing said is a registration.
+        let mut is_known = *state.borrow() == RegistrationState::Registered;
         loop {
             let instance = kept.lock().unwrap().clone();
-            let outcome = self.beat(owner, &instance);
+            let outcome = if is_known { self.beat(owner, &instance) } else { self.register(owner, &instance) };
+            is_known |= outcome.is_ok();
             let pause = if outcome.is_ok() { self.agent.ttl / 3 } else { PAUSE };
             let now = outcome.map_or_else(RegistrationState::Retrying, |()| RegistrationState::Registered);
             state.send_if_modified(|state| {
