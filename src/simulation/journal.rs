@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::net::Pid;
+use super::world::PROCESSES;
 use crate::registry::{Endpoint, Endpoints, Freshness};
 use crate::{Code, Execution, Status};
 
@@ -254,10 +255,11 @@ impl Journal {
         }
     }
 
-    /// How many calls ended how: well, never ran, maybe ran, ran.
-    pub(super) fn counts(&self) -> [usize; 4] {
-        let mut counts = [0; 4];
+    /// How many calls ended how: well, never ran, maybe ran, ran; and how many of all were made by handlers.
+    pub(super) fn counts(&self) -> [usize; 5] {
+        let mut counts = [0; 5];
         for call in self.book().calls.values() {
+            counts[4] += usize::from(call.terms.from > PROCESSES);
             match call.said {
                 Some(None) => counts[0] += 1,
                 Some(Some(Execution::Never)) => counts[1] += 1,

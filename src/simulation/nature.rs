@@ -85,6 +85,8 @@ pub(super) enum Pressure {
     Calm,
     /// Many calls that take a while, all at once.
     Rush,
+    /// Many calls, most of them short, one after the other.
+    Steady,
 }
 
 impl Pressure {
@@ -92,6 +94,15 @@ impl Pressure {
         match self {
             Self::Calm => rng.u64(1..14),
             Self::Rush => rng.u64(20..50),
+            Self::Steady => rng.u64(80..120),
+        }
+    }
+
+    pub(super) fn method(self, rng: &mut Rng) -> &'static str {
+        let methods = ["once", "once", "again", "again", "items", "sum", "echo"];
+        match self {
+            Self::Calm | Self::Rush => rng.choice(methods).unwrap_or("once"),
+            Self::Steady => "again",
         }
     }
 
@@ -99,13 +110,14 @@ impl Pressure {
         let holds: &[u64] = match self {
             Self::Calm => &[0, 0, 1, 20, 300, 2000],
             Self::Rush => &[20, 100, 300],
+            Self::Steady => &[1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 5, 5, 5, 5, 5, 400],
         };
         rng.choice(holds).copied().unwrap_or_default()
     }
 
     pub(super) fn start(self, rng: &mut Rng) -> Duration {
         Duration::from_millis(match self {
-            Self::Calm => rng.u64(..6000),
+            Self::Calm | Self::Steady => rng.u64(..6000),
             Self::Rush => 500 + rng.u64(..400),
         })
     }
@@ -149,10 +161,14 @@ pub(super) struct Server {
 
 impl Nature {
     pub(super) fn random(rng: &mut Rng) -> Self {
-        let pressure = if rng.u8(..6) == 0 { Pressure::Rush } else { Pressure::Calm };
+        let pressure = match rng.u8(..12) {
+            0 | 1 => Pressure::Rush,
+            2 => Pressure::Steady,
+            _ => Pressure::Calm,
+        };
         // More than one client uses, now and then.
         let many = SUBSET as u16 + rng.u16(1..4);
-        let mut servers = vec![if rng.u8(..40) == 0 { many } else { rng.choice([1, 1, 2, 3, 4]).unwrap_or(1) }];
+        let mut servers = vec![if rng.u8(..100) == 0 { many } else { rng.choice([1, 1, 2, 3, 4]).unwrap_or(1) }];
         while servers.len() < super::service::SERVICES.len() && rng.bool() {
             servers.push(rng.u16(1..3));
         }

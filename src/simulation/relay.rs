@@ -157,3 +157,20 @@ fn spawn_until(cut: CancellationToken, work: impl Future<Output = ()> + Send + '
         }
     });
 }
+
+#[tokio::test(start_paused = true)]
+async fn of_a_process_that_dies_only_what_it_had_written_leaves() {
+    for (flush, expected) in [(true, "before"), (false, "")] {
+        let (ours, theirs) = crate::transport::memory::pair();
+        let source = Source::new(theirs.read);
+        ours.write.try_write(&[io::IoSlice::new(b"before")]).unwrap();
+        source.shut(flush);
+        let after = ours.write.try_write(&[io::IoSlice::new(b"after")]);
+        assert_eq!(after.map_err(|error| error.kind()), Err(io::ErrorKind::BrokenPipe));
+        let (mut left, mut buffer) = (Vec::new(), [0; 4]);
+        while let n @ 1.. = poll_fn(|cx| source.poll_read(cx, &mut buffer)).await {
+            left.extend_from_slice(&buffer[..n]);
+        }
+        assert_eq!(left, expected.as_bytes(), "flush: {flush}");
+    }
+}

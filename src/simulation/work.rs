@@ -43,6 +43,7 @@ impl Client {
 pub(super) struct Plan {
     ask: Ask,
     method: &'static str,
+    idempotent: bool,
     start: Duration,
     timeout: Option<Duration>,
     gives_up: Option<Duration>,
@@ -65,7 +66,7 @@ pub(super) struct Client {
 impl Plan {
     /// `depth` is how many services there are behind the first one.
     pub(super) fn random(rng: &mut Rng, id: CallId, pressure: Pressure, depth: usize) -> Self {
-        let method = rng.choice(["once", "once", "again", "again", "items", "sum", "echo"]).unwrap_or("once");
+        let method = pressure.method(rng);
         let hold = pressure.hold(rng);
         let unary = matches!(method, "once" | "again");
         let (items, size) =
@@ -75,6 +76,7 @@ impl Plan {
         Self {
             ask: Ask { id, hold, items, size, fails: rng.u8(..8) == 0, next },
             method,
+            idempotent: method == "again" || (method != "once" && rng.u8(..4) == 0),
             start: pressure.start(rng),
             timeout: rng.choice([None, Some(50), Some(700), Some(4000)]).flatten().map(Duration::from_millis),
             gives_up: (rng.u8(..10) == 0).then(|| Duration::from_millis(rng.u64(..1500))),
@@ -94,8 +96,8 @@ impl Plan {
         let unary = matches!(self.method, "once" | "again");
         let limit = self.timeout.or(if unary { caller.deadline } else { None });
         let retries = self.retries.unwrap_or(caller.retries);
-        let idempotent = self.method == "again";
-        let terms = Terms { from: *pid, idempotent, limit, most: (retries + 1).min(MAX_ATTEMPTS) as usize };
+        let terms =
+            Terms { from: *pid, idempotent: self.idempotent, limit, most: (retries + 1).min(MAX_ATTEMPTS) as usize };
         let made = Made::new(journal, self.ask.id, terms);
         journal.note(format_args!("{pid} calls {}: {self:?}", self.method));
         let limit = limit.unwrap_or(LONGEST) + LATE;
@@ -146,7 +148,8 @@ impl Plan {
         if let Some(key) = self.key {
             call = call.key([key]);
         }
-        if client.flaw == Some(Flaw::SaysIdempotent) {
+        // Of one method the server says it, for any call its caller may.
+        if client.flaw == Some(Flaw::SaysIdempotent) || (self.idempotent && self.method != "again") {
             call = call.idempotent();
         }
         call

@@ -30,7 +30,7 @@ use crate::{Picom, Status};
 /// The first client; servers come before it. Each client is the only process of its host, with the same number.
 const CLIENTS: Host = 100;
 /// Numbers of processes that serve begin after this one.
-const PROCESSES: Pid = 1000;
+pub(super) const PROCESSES: Pid = 1000;
 /// The first port of the network.
 const PORTS: u16 = 4000;
 /// By then, in virtual time, every call has ended.
@@ -40,7 +40,7 @@ const DOOMSDAY: Duration = Duration::from_secs(250);
 pub(super) struct Outcome {
     pub(super) log: Vec<String>,
     pub(super) violations: Vec<String>,
-    pub(super) counts: [usize; 4],
+    pub(super) counts: [usize; 5],
 }
 
 /// Runs the world of this seed.
@@ -188,7 +188,7 @@ impl World {
         let node = caller.apply(Picom::builder("caller").registry(view.clone())).build().unwrap();
         let client = Client { node, journal: Arc::clone(&self.journal), pid, caller, flaw: self.flaw };
         let (pressure, depth) = (self.nature.pressure, self.nature.servers.len() - 1);
-        let ids = (1..=pressure.calls(&mut self.rng)).map(|number| u64::from(pid) * 100 + number);
+        let ids = (1..=pressure.calls(&mut self.rng)).map(|number| u64::from(pid) * 1000 + number);
         let plans: Vec<_> = ids.map(|id| Plan::random(&mut self.rng, id, pressure, depth)).collect();
         let mut crew = JoinSet::new();
         for plan in plans {
