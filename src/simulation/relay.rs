@@ -42,12 +42,12 @@ impl Source {
         let mut tap = self.0.lock().unwrap();
         let Some(mut reader) = tap.reader.take() else { return };
         let mut piece = vec![0; 16 << 10];
-        while flush {
+        let mut is_more = flush;
+        while is_more {
             let mut buffer = ReadBuf::new(&mut piece);
-            match Pin::new(&mut reader).poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer) {
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => tap.rest.extend_from_slice(buffer.filled()),
-                _ => break,
-            }
+            let read = Pin::new(&mut reader).poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer);
+            tap.rest.extend_from_slice(buffer.filled());
+            is_more = read.is_ready() && !buffer.filled().is_empty();
         }
         if let Some(waker) = tap.waker.take() {
             waker.wake();

@@ -110,10 +110,12 @@ impl Catalog {
 #[derive(Clone)]
 pub(crate) struct View(Arc<Process>);
 
+type Look = dyn Fn(&str, &mut Endpoints) + Send + Sync;
+
 struct Process {
     agent: Arc<Agent>,
     grace: Duration,
-    look: Box<dyn Fn(&str, &mut Endpoints) + Send + Sync>,
+    look: Box<Look>,
     cut: AtomicBool,
     deaf: AtomicBool,
     lag_millis: AtomicU64,
