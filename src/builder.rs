@@ -57,10 +57,12 @@ impl Builder {
         self
     }
 
-    /// The address to listen on; the default is every interface.
+    /// The address to listen on; the default is every interface, or 127.0.0.1 with a registry through which only processes of
+    /// this machine can find each other (`manifest://local`, `broadcast://`; see [`Registry::is_local`](registry::Registry::is_local))
+    /// unless [`Builder::advertise`] names an address of another kind.
     pub fn bind(mut self, address: &str) -> Self {
         match address.parse() {
-            Ok(address) => self.options.bind = address,
+            Ok(address) => self.options.bind = Some(address),
             Err(_) => self.note(format!("bind: \"{}\" is not an IP address", address.escape_default())),
         }
         self
@@ -130,7 +132,8 @@ impl Builder {
         self
     }
 
-    /// How long a first call waits for a first instance; the default is 5 seconds.
+    /// How long a first call waits for a first instance; the default is 4.5 seconds. Then it fails, and says why nobody is known.
+    /// It waits that long for a registry that cannot be reached, too: one that is just starting looks the same.
     pub fn resolve_wait(mut self, wait: Duration) -> Self {
         self.options.resolve_wait = wait;
         self
@@ -145,6 +148,14 @@ impl Builder {
     /// How long connecting to one endpoint may take; the default is 1 second.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.options.connect_timeout = timeout;
+        self
+    }
+
+    /// Most connections to one endpoint; the default is 4. There is one as long as that does: one more is made where all of them have
+    /// the server's limit of open calls ([`max_calls`](Self::max_calls)), so that a call would have to wait, and no other endpoint
+    /// has room. It closes when it had no call for 240 seconds. Where there are so many already, or the server takes no more, calls wait.
+    pub fn max_connections_per_endpoint(mut self, connections: usize) -> Self {
+        self.options.max_connections_per_endpoint = connections.max(1);
         self
     }
 
@@ -166,7 +177,8 @@ impl Builder {
         self
     }
 
-    /// Most calls that one connection may have open at this server; the default is 1,024. The caller waits for a place.
+    /// Most calls that one connection may have open at this server; the default is 1,024. The caller takes another endpoint, else one
+    /// more connection ([`max_connections_per_endpoint`](Self::max_connections_per_endpoint)), else it waits for a place.
     pub fn max_calls(mut self, calls: u16) -> Self {
         self.options.max_calls = calls.max(1);
         self
@@ -272,7 +284,7 @@ impl Builder {
             (None, None) => default_registry(),
         };
         let registry = registry.and_then(|registry| registry.validate().map(|()| registry));
-        Picom::from_parts(self.name, self.options, registry)
+        Picom::from_parts(&self.name, self.options, registry)
     }
 }
 

@@ -96,7 +96,28 @@
 //! cancels it at the server.
 //!
 //! A call is tried again on another host only where that is safe: when its handler provably never ran, or when the method is
-//! `idempotent` and no answer had begun. A retry never outlives the deadline of the call.
+//! `idempotent` and no answer had begun, or when its handler says so ([`Status::retryable`]). A retry never outlives the deadline
+//! of the call.
+//!
+//! A call of an idempotent method may also be helped while it runs: [`Call::hedge`] asks a second host when the first one is
+//! late, and [`Call::attempt_timeout`] leaves a host that takes too long:
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use picom::{Picom, Status};
+//! # #[picom::service]
+//! # trait Calculator { #[rpc(idempotent)] async fn add(&self, a: i64, b: i64) -> Result<i64, Status>; }
+//! # async fn f(calc: CalculatorClient) -> Result<(), Status> {
+//! let sum = calc.add(2, 5).hedge().await?;
+//! let sum = calc.add(2, 5).attempt_timeout(Duration::from_millis(50)).await?;
+//! let sum = calc.add(2, 5).timeout(Duration::from_millis(200)).retries(1).await?;
+//! # let _ = sum;
+//! # Ok(())
+//! # }
+//! # fn handler() -> Result<i64, Status> {
+//! return Err(Status::aborted("lost against another transaction").retryable()); // in a handler: it may be tried again
+//! # }
+//! ```
 //!
 //! # By name
 //!

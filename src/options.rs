@@ -3,7 +3,7 @@
 //! Owns the numbers. It must never act on them: each is read in the room that it limits. Look next at
 //! [`Builder`](crate::Builder) for how users set them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +19,10 @@ pub const MAX_ATTEMPTS: u32 = 5;
 pub const DEADLINE: Duration = Duration::from_secs(30);
 /// A streaming call ends when it has waited for its peer this long and nothing of it moved either way.
 pub const STREAM_IDLE: Duration = Duration::from_secs(60);
-/// How long a first call waits for a first instance (never longer than its own deadline).
-pub const RESOLVE_WAIT: Duration = Duration::from_secs(5);
+/// How long a first call waits for a first instance (never longer than its own deadline). Within 5 s a caller is to know what
+/// is wrong, on a busy machine too; a Consul that is just starting refuses connections like one that is gone, and gets nearly
+/// all of that time.
+pub const RESOLVE_WAIT: Duration = Duration::from_millis(4500);
 /// How long a pick waits for an endpoint: 5 minutes, so that whole systems can be started in any order.
 pub const PICK_WAIT: Duration = Duration::from_secs(300);
 /// How long connecting and shaking hands with one endpoint may take.
@@ -33,6 +35,9 @@ pub const MAX_MESSAGE: usize = proto::MAX_MESSAGE;
 pub const COLLECT_LIMIT: usize = 100_000;
 /// Most calls that one connection may have open at the server.
 pub const MAX_CALLS: u16 = proto::MAX_CALLS;
+/// Most connections that a client has to one endpoint: four times as many calls as one may have open there. One more is only made
+/// where a call would have to wait for a place; without calls it costs 10 KiB at each end, and closes after [`CLIENT_IDLE_CLOSE`].
+pub const MAX_CONNECTIONS_PER_ENDPOINT: usize = 4;
 /// Most calls that one server runs at once, over all connections: what 64 full connections have. One more waits a moment or is refused as
 /// busy, so that another host takes it.
 pub const MAX_RUNNING: usize = 65_536;
@@ -88,7 +93,8 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct Options {
     pub(crate) port: u16,
     pub(crate) in_memory: bool,
-    pub(crate) bind: IpAddr,
+    /// `None` leaves it to the registry.
+    pub(crate) bind: Option<IpAddr>,
     pub(crate) advertise: Option<IpAddr>,
     pub(crate) started: bool,
     pub(crate) balance: Arc<dyn Balancer>,
@@ -100,6 +106,7 @@ pub(crate) struct Options {
     pub(crate) resolve_wait: Duration,
     pub(crate) pick_wait: Duration,
     pub(crate) connect_timeout: Duration,
+    pub(crate) max_connections_per_endpoint: usize,
     pub(crate) handshake_timeout: Duration,
     pub(crate) max_message: usize,
     pub(crate) collect_limit: usize,
@@ -117,12 +124,19 @@ pub(crate) struct Options {
     pub(crate) drain_timeout: Duration,
 }
 
+impl Options {
+    /// Where a server listens.
+    pub(crate) fn listen_at(&self) -> SocketAddr {
+        SocketAddr::new(self.bind.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), self.port)
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
             port: 0,
             in_memory: false,
-            bind: IpAddr::from([0, 0, 0, 0]),
+            bind: None,
             advertise: None,
             started: true,
             balance: Arc::new(PeakEwma),
@@ -134,6 +148,7 @@ impl Default for Options {
             resolve_wait: RESOLVE_WAIT,
             pick_wait: PICK_WAIT,
             connect_timeout: CONNECT_TIMEOUT,
+            max_connections_per_endpoint: MAX_CONNECTIONS_PER_ENDPOINT,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             max_message: MAX_MESSAGE,
             collect_limit: COLLECT_LIMIT,

@@ -148,6 +148,7 @@ struct Inner {
     max_attempts: u32,
     execution: Option<Execution>,
     retry_after: Option<Duration>,
+    retryable: bool,
     details: Option<Bytes>,
     /// `details` is the method's own error.
     application: bool,
@@ -176,6 +177,7 @@ impl Status {
             max_attempts: 0,
             execution: None,
             retry_after: None,
+            retryable: false,
             details: None,
             application: false,
             source: None,
@@ -241,12 +243,40 @@ impl Status {
         self.0.retry_after
     }
 
+    /// Whether the handler said that the call may be tried again; see [`Status::retryable`].
+    pub fn is_retryable(&self) -> bool {
+        self.0.retryable
+    }
+
     /// The application error as it came, in MessagePack, when the caller did not know its type.
     pub fn details(&self) -> Option<&Bytes> {
         self.0.details.as_ref()
     }
 
-    /// Adds the time after which the caller may try again.
+    /// Says that the call may be tried again, whatever the method: a handler that answers so has done nothing, or has undone it, and
+    /// to run it anew may bring another outcome. The client does so by itself, as far as `retries`, deadline and budget allow; after
+    /// the time of [`with_retry_after`](Self::with_retry_after) if there is one, else after a short pause.
+    ///
+    /// Any other status of a handler is final, also with a time. A method that streams its answer can say it with its own `Err`, but not with
+    /// that of an item, for then its answer has begun. It is no longer said when a handler passes on what another call came to: that one
+    /// has been tried again already. An error type of one's own has no place for it.
+    ///
+    /// ```
+    /// use picom::Status;
+    ///
+    /// fn conflict() -> Status {
+    ///     Status::aborted("another transaction was first; rolled back").retryable()
+    /// }
+    /// assert!(conflict().is_retryable());
+    /// ```
+    #[must_use]
+    pub fn retryable(mut self) -> Self {
+        self.0.retryable = true;
+        self
+    }
+
+    /// Adds the time after which the caller may try again. The client waits for it only if the status is
+    /// [`retryable`](Self::retryable); else it is for the caller to see.
     #[must_use]
     pub fn with_retry_after(mut self, after: Duration) -> Self {
         self.0.retry_after = Some(after);
@@ -293,6 +323,7 @@ impl Status {
         inner.execution = None;
         inner.attempts = 0;
         if let (Some(service), Some(method)) = (inner.service.take(), inner.method.take()) {
+            inner.retryable = false;
             let place = inner.endpoint.take().map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
             inner.message = format!("{service}.{method}{place}: {}", inner.message);
         }
@@ -445,6 +476,14 @@ mod tests {
         }
         assert_eq!(Code::from_number(0), Code::Unknown);
         assert_eq!(Code::from_number(17), Code::Unknown);
+    }
+
+    #[test]
+    fn that_a_call_may_be_tried_again_is_not_passed_on_for_another_call() {
+        let own = Status::aborted("lost").retryable();
+        assert!(own.clone().passed_on().is_retryable());
+        let inner = own.with_call(&"service1".into(), &"add".into());
+        assert!(!inner.passed_on().is_retryable());
     }
 
     #[test]

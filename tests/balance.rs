@@ -451,7 +451,7 @@ async fn servers_say_how_busy_they_are_to_callers_that_ask() {
     let held: Vec<_> =
         (0..40).map(|_| tokio::spawn(holder.fetch::<u64>(SERVICE, "wait", ()).on(busy.addr).into_future())).collect();
     let reported = async |client: &Picom, addr| {
-        client.fetch::<u64>(SERVICE, "work", ()).on(addr).balance(Boxcar).await.unwrap();
+        client.fetch::<u64>(SERVICE, "work", ()).on(addr).balance(Boxcar::new()).await.unwrap();
         state(client, addr).reported
     };
     // The calls that are held are on their way.

@@ -95,7 +95,11 @@ impl Server {
 }
 
 fn client(servers: &[&Server]) -> Arc<Boxcar> {
-    let boxcar = Boxcar::new(Rover::new().interval(INTERVAL).max_interval(MAX_INTERVAL), Pool::new(SLOTS));
+    client_with(Rover::new().interval(INTERVAL).max_interval(MAX_INTERVAL), servers)
+}
+
+fn client_with(rover: Rover, servers: &[&Server]) -> Arc<Boxcar> {
+    let boxcar = Boxcar::new(rover, Pool::new(SLOTS));
     for server in servers {
         assert!(boxcar.add_server(server.id, &server.addr.to_string()));
     }
@@ -206,6 +210,37 @@ async fn a_server_that_counts_double_gets_half_the_load() {
 }
 
 /// With the intervals that are the default, in time that passes only while everybody waits.
+#[tokio::test(start_paused = true)]
+async fn at_default_intervals_a_server_that_comes_back_has_its_share_within_five_seconds() {
+    const LIMIT: Duration = Duration::from_secs(5);
+    let (a, b, mut c) = (Server::start("a").await, Server::start("b").await, Server::start("c").await);
+    let clients: Vec<_> = (0..20).map(|_| client_with(Rover::new(), &[&a, &b, &c])).collect();
+    let took = until_held(&clients, "balance", even(20, 3, 1.05)).await;
+    println!("120 connections are balanced after {took:?}: {:?}", held(&clients));
+
+    for away in [Duration::ZERO, Duration::from_secs(20), Duration::from_secs(300)] {
+        let addr = c.addr;
+        if away.is_zero() {
+            c = c.restart().await;
+        } else {
+            drop(c);
+            until_held(&clients, "doing without it", even(20, 2, 1.05)).await;
+            let visits = a.visits() + b.visits();
+            sleep(away).await;
+            println!("visits to the others while it was away for {away:?}: {}", a.visits() + b.visits() - visits);
+            c = Server::with("c", Listener::bind(addr).await.unwrap());
+        }
+        // What its clients had of the one before may still be counted at first, but they have not been here.
+        let (is_even, is_here) = (even(20, 3, 1.15), || c.visits() >= SLOTS * 20 / 4);
+        let took = until_held(&clients, "its share", |held| is_here() && is_even(held)).await;
+        println!("away for {away:?}, it has its share after {took:?}: {:?}", held(&clients));
+        assert!(took <= LIMIT, "away for {away:?}, it has its share only after {took:?}");
+        let took = until_held(&clients, "balance", even(20, 3, 1.05)).await;
+        println!("and all are balanced {took:?} later, after {} visits to it", c.visits());
+    }
+}
+
+/// The same.
 #[tokio::test(start_paused = true)]
 async fn a_converged_client_asks_less_and_a_change_makes_it_ask_again() {
     let (a, b) = (Server::start("a").await, Server::start("b").await);

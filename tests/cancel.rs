@@ -176,7 +176,8 @@ async fn a_client_that_closes_its_half_is_gone() {
 #[tokio::test]
 async fn a_call_that_waits_for_its_turn_can_be_given_up() {
     let (guards, mut witness) = witness();
-    let pair = pair_with(waiting(&guards), |server| server.max_calls(1), |client| client).await;
+    let one = |client: picom::Builder| client.max_connections_per_endpoint(1);
+    let pair = pair_with(waiting(&guards), |server| server.max_calls(1), one).await;
     let first = tokio::spawn(pair.client.fetch::<u64>(SERVICE, "unary", ()).into_future());
     witness.began().await;
     let waiting = tokio::spawn(pair.client.fetch::<u64>(SERVICE, "unary", ()).into_future());

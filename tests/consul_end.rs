@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use picom::registry::{Consul, Fixed};
+use picom::registry::{Combine, Consul, Fixed, Memory, Registry};
 use picom::{Code, Execution, Methods, Picom, Status};
 use serde_json::Value;
 use support::consul::Agent;
@@ -155,4 +155,25 @@ async fn without_consul_leaving_still_ends_in_time_and_loses_no_call() {
     frozen.cont();
     eventually("the agent answers again", async || frozen.http("GET", "/v1/status/leader", None, "").await.is_some())
         .await;
+}
+
+#[tokio::test]
+async fn a_consul_that_was_never_there_does_not_hold_up_the_end() {
+    let silent = FakeConsul::start(|_| Reply::Hold).await;
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    for (what, url) in [("silent", silent.url()), ("refusing", format!("http://{nobody}"))] {
+        let memory = Memory::new();
+        // With so short a TTL it is soon known that there is no answer.
+        let consul = Consul::new(&url).unwrap().ttl(Duration::from_secs(1));
+        let registry = Combine::first().and(consul).and(memory.clone());
+        let node = Picom::builder("service1").registry(registry).bind("127.0.0.1").build().unwrap();
+        let methods = Methods::new().unary("id", async |_cx, number: u64| Ok::<_, Status>(number));
+        node.expose(methods).await.unwrap();
+        assert_eq!(memory.watch("service1").current().endpoints.len(), 1, "{what}");
+        let begun = Instant::now();
+        node.end().await.unwrap();
+        println!("with a {what} Consul beside another registry, end() took {:.1?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(3), "{what}: {:?}", begun.elapsed());
+        assert!(memory.watch("service1").current().endpoints.is_empty(), "{what}");
+    }
 }

@@ -32,7 +32,8 @@ async fn a_frozen_service_is_not_called_until_it_lives_again() {
     let setup = Setup::new(&agent, Duration::from_secs(2), journal.path());
     let (frozen, other) = (Process::start(&setup).await, Process::start(&setup).await);
     passing(&agent, 2).await;
-    let typed: WorkClient = client(&agent).client(SERVICE);
+    let caller = client(&agent);
+    let typed: WorkClient = caller.client(SERVICE);
     let answers = async |pid| eventually("it answers", async || typed.who().await.unwrap() == pid).await;
     answers(frozen.pid()).await;
     answers(other.pid()).await;
@@ -50,6 +51,7 @@ async fn a_frozen_service_is_not_called_until_it_lives_again() {
     }
     other.freeze();
     passing(&agent, 0).await;
+    eventually("the caller has heard of it", async || caller.channel(SERVICE).endpoints().is_empty()).await;
     let error = typed.act(1).await.unwrap_err();
     assert!(error.to_string().contains("no healthy instance"), "{error}");
     assert_eq!((error.code(), error.execution()), (Code::Unavailable, Execution::Never), "{error}");

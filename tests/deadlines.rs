@@ -150,7 +150,8 @@ async fn connecting_takes_no_longer_than_the_deadline() {
 async fn waiting_for_a_place_takes_no_longer_than_the_deadline() {
     let (guards, mut witness) = witness();
     let service = SlowServer::new(Waits(guards.clone()));
-    let pair = pair_with(service, |server| server.max_calls(1), |client| client).await;
+    let one = |client: picom::Builder| client.max_connections_per_endpoint(1);
+    let pair = pair_with(service, |server| server.max_calls(1), one).await;
     let slow: SlowClient = pair.client.client(SERVICE);
     let first = tokio::spawn(slow.unlimited().into_future());
     witness.began().await;

@@ -19,7 +19,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 /// The programs that this file runs; a test keeps it complete.
-const RUN: [&str; 14] = [
+const RUN: [&str; 15] = [
     "balancing",
     "boxcar",
     "by_name",
@@ -27,6 +27,7 @@ const RUN: [&str; 14] = [
     "errors",
     "file_transfer",
     "graceful_restart",
+    "hedging",
     "hello",
     "pick",
     "quickstart",
@@ -89,6 +90,17 @@ async fn balancing_keeps_away_from_the_slow_one() {
     assert!(least < 10, "the slow one of three got {least} of 60 calls: {output}");
     let owners: Vec<_> = output.lines().filter(|line| line.starts_with("anna")).collect();
     assert!(owners.len() == 2 && owners[0] == owners[1], "{output}");
+}
+
+#[tokio::test]
+async fn hedging_shortens_the_slowest_calls() {
+    let output = succeeds(&mut example("hedging")).await;
+    let p99 = |of: &str| {
+        let line = output.lines().find(|line| line.starts_with(of)).unwrap_or_else(|| panic!("no {of} in {output}"));
+        let number = line.split("p99 ").nth(1).and_then(|rest| rest.split(" ms").next()).expect("milliseconds");
+        number.parse::<u64>().expect("a number")
+    };
+    assert!(p99("with hedge") < p99("without") / 2, "{output}");
 }
 
 #[tokio::test]

@@ -84,7 +84,7 @@ async fn a_connection_that_loses_everything_is_noticed_in_six_seconds_and_leaves
     let dropped = Instant::now();
     eventually("nothing is open to the peer that is cut off", async || sockets_to(proxies[0].addr) == 0).await;
     Row::new(11, "half-open: one of three peers loses all packets both ways")
-        .within("noticed after", report.at_full_rate().failover().1, NOTICED)
+        .within("noticed after", report.at_full_rate().noticed(), NOTICED)
         .at_most("timeouts in % of calls", report.timeouts(), 0.1)
         .at_most("failed idempotent calls", report.failed_looks(None), 0)
         .at_most("connections closed after", dropped.elapsed(), Duration::from_secs(30))
@@ -107,7 +107,7 @@ async fn a_peer_that_only_consul_can_reach_is_left_alone_after_six_seconds() {
     let report = scene.finish(traffic).await;
     let late = report.failed().into_iter().filter(|call| call.begun >= noticed).count();
     let slow = report.outcomes.iter().filter(|call| call.begun >= noticed).map(|call| call.took).max().unwrap();
-    assert!(report.failover().1 > Duration::from_secs(1), "no call hung, so nothing was tested");
+    assert!(report.noticed() > Duration::from_secs(1), "no call hung, so nothing was tested");
     Row::new(14, "partition one way between callers and one of three, Consul well")
         .at_most("failed idempotent calls after 6 s", report.at_full_rate().failed_looks(Some(noticed)), 0)
         .at_most("failed idempotent calls before", report.failed_looks(Some(cut)), 0)
@@ -247,7 +247,7 @@ async fn a_service_frozen_for_a_minute_is_left_alone_and_has_its_share_again_soo
     let back = thawed.elapsed();
     let report = scene.finish(traffic).await;
     Row::new(10, "one of three frozen for 60 s, then thawed")
-        .within("noticed after", report.at_full_rate().failover().1, NOTICED)
+        .within("noticed after", report.at_full_rate().noticed(), NOTICED)
         .at_most("timeouts in % of calls", report.timeouts(), 0.1)
         .at_most("failed idempotent calls", report.failed_looks(None), 0)
         .at_most("share back after", back, Duration::from_secs(15))

@@ -209,7 +209,8 @@ async fn calls_beyond_the_limit_of_a_connection_wait_and_go_on() {
             Ok::<_, Status>(n)
         }
     });
-    let pair = pair_with(methods, |server| server.max_calls(LIMIT as u16), |client| client).await;
+    let one = |client: picom::Builder| client.max_connections_per_endpoint(1);
+    let pair = pair_with(methods, |server| server.max_calls(LIMIT as u16), one).await;
     let calls: Vec<_> = (0..100usize)
         .map(|n| {
             let client = pair.client.clone();

@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use picom::registry::{Fixed, Memory};
 use picom::{Code, Context, Execution, Methods, Picom, Status};
+use support::fault::Row;
 use support::nodes::SERVICE;
 use support::peer::{CALL, Hello, Peer, Scripted};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -61,9 +62,12 @@ async fn a_dead_service_gets_a_fifth_more_attempts_than_calls_and_ten_a_second()
         // The last of them were still being tried again when no more were made.
         let seconds = begun.elapsed().as_secs() + 1;
         let limit = made + made / 5 + 10 * seconds;
-        println!("{made} calls in {seconds} s of a dead service made {attempts} attempts, of {limit} that may be");
-        assert!(attempts <= limit, "{attempts} attempts of {made} calls, more than {limit}");
         assert!(attempts > made, "nothing was tried again");
+        Row::new(28, &format!("dead service, {per_second} calls/s for a minute of virtual time"))
+            .at_most("attempts", attempts, limit)
+            .also("calls", made)
+            .also("seconds", seconds)
+            .finish();
     }
 }
 
@@ -100,9 +104,11 @@ async fn a_chain_of_three_does_not_multiply_what_its_dead_leaf_gets() {
         }
     }
     let reached = reached.load(Ordering::SeqCst);
-    println!("{CALLS} calls through a chain of three reached the dead leaf {reached} times");
-    assert!(reached <= 2 * CALLS, "{reached} attempts at the leaf came of {CALLS} calls");
     assert!(reached > CALLS, "the last link of the chain tried nothing again: {reached} attempts");
+    Row::new(29, "chain of three, the leaf dead")
+        .at_most("attempts at the leaf in times of the calls", reached as f64 / CALLS as f64, 2.0)
+        .also("calls", CALLS)
+        .finish();
 }
 
 #[tokio::test]

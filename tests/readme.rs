@@ -45,6 +45,21 @@ fn the_programs_of_the_readme_are_examples_and_short() {
 }
 
 #[test]
+fn how_calls_are_tried_again_is_shown_as_it_compiles() {
+    let (readme, guide) = (read("README.md"), read("src/lib.rs"));
+    let block = blocks(&readme, "rust,ignore").into_iter().find(|block| block.contains(".hedge()"));
+    let lines: Vec<_> =
+        block.expect("the README shows it").lines().map(|line| line.split(" //").next().unwrap().trim()).collect();
+    assert!(lines.len() > 2);
+    for line in lines {
+        assert!(
+            guide.contains(&format!("\n//! {line}")),
+            "the guide in src/lib.rs, which is compiled, has no {line:?}"
+        );
+    }
+}
+
+#[test]
 fn links_lead_somewhere_and_to_every_example() {
     for (file, folder) in [("README.md", ""), ("docs/architecture.md", "docs/"), ("docs/protocol.md", "docs/")] {
         for link in read(file).split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
@@ -85,6 +100,7 @@ fn limits_and_defaults_are_the_ones_in_the_code() {
         ("max_message", bytes(options::MAX_MESSAGE)),
         ("collect_limit", number(options::COLLECT_LIMIT)),
         ("max_calls", number(usize::from(options::MAX_CALLS))),
+        ("max_connections_per_endpoint", number(options::MAX_CONNECTIONS_PER_ENDPOINT)),
         ("max_running", number(options::MAX_RUNNING)),
         ("max_assembly", bytes(options::MAX_ASSEMBLY)),
         ("stream_window", window(options::STREAM_WINDOW)),

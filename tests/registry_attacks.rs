@@ -33,7 +33,7 @@ async fn listening(manifest: Manifest) -> (Manifest, String) {
 }
 
 fn hello(owner: u64, seen: Option<[u8; 4]>) -> Vec<u8> {
-    let mut hello = b"picom-m\x01\x00".to_vec();
+    let mut hello = b"picom-m\x02\x00".to_vec();
     hello.extend(owner.to_be_bytes());
     hello.extend(0xbad_u64.to_be_bytes());
     hello.extend([1; 32]);
@@ -100,6 +100,88 @@ async fn a_stranger_who_joins_under_a_members_name_does_not_keep_that_member_out
         sleep(Duration::from_millis(200)).await;
     }
     passing.abort();
+}
+
+#[tokio::test]
+async fn a_stranger_who_joins_under_the_name_of_whom_a_member_dials_does_not_keep_the_two_apart() {
+    let (upstream, address) = listening(Manifest::new()).await;
+    upstream.register("service1", details(4000)).unwrap();
+    // The member's way to it leads through here, and is blocked until the stranger is in.
+    let way = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (member, own) = listening(Manifest::new().join(way.local_addr().unwrap().to_string())).await;
+    let mut stranger = joined(&own, upstream.owner().unwrap()).await;
+    let passing = tokio::spawn(async move {
+        loop {
+            let (mut from, _) = way.accept().await.unwrap();
+            let mut to = TcpStream::connect(&address).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut from, &mut to).await });
+        }
+    });
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while member.get("service1").unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "a stranger under its name keeps the other member out");
+        // It goes on speaking, so that it is not cut off.
+        let _ = say(&mut stranger, &pulse([7, 1, 1, 0, 0])).await;
+        sleep(Duration::from_millis(200)).await;
+    }
+    passing.abort();
+}
+
+#[tokio::test]
+async fn whoever_knows_no_secret_cannot_make_a_member_take_another_name() {
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = upstream.local_addr().unwrap().to_string();
+    let member = Manifest::new().join(address).secret("a secret of more than sixteen bytes");
+    let name = member.owner().unwrap();
+    // That the name is taken, without a proof, with a false one, and with the member's own.
+    for answer in 0..3 {
+        let (mut stream, _) = timeout(PATIENCE, upstream.accept()).await.unwrap().unwrap();
+        let _hello = hear(&mut stream).await.unwrap();
+        let mut false_hello = hello(7, None);
+        false_hello[8] = 1;
+        say(&mut stream, &false_hello).await.unwrap();
+        let proof = hear(&mut stream).await.unwrap();
+        let behind = vec![Vec::new(), vec![7; 32], proof].swap_remove(answer);
+        say(&mut stream, &[vec![3], behind].concat()).await.unwrap();
+        assert_eq!(hear(&mut stream).await, None, "it ends the connection");
+    }
+    assert_eq!((member.owner().unwrap(), member.refusals().takeovers), (name, 0));
+}
+
+#[tokio::test]
+async fn why_a_connection_fails_is_told_also_when_it_is_closed_only_after_joining() {
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let member = Manifest::new().join(upstream.local_addr().unwrap().to_string());
+    let mut watch = member.watch("service1");
+    let (attempt, mut attempts) = tokio::sync::watch::channel(0);
+    let closing = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = upstream.accept().await.unwrap();
+            attempt.send_modify(|count| *count += 1);
+            let Some(_hello) = hear(&mut stream).await else { continue };
+            let _ = say(&mut stream, &hello(7, None)).await;
+            let Some(_proof) = hear(&mut stream).await else { continue };
+            let _ = say(&mut stream, &[]).await;
+            // It has joined, and says something that is no frame.
+            let _ = say(&mut stream, &[3, 0xc1]).await;
+            while hear(&mut stream).await.is_some() {}
+        }
+    });
+    let mut problems = Vec::new();
+    loop {
+        tokio::select! {
+            list = watch.changed() => problems.extend(list.problem.clone()),
+            all = attempts.wait_for(|count| *count > 6) => {
+                all.unwrap();
+                break;
+            }
+        }
+    }
+    assert!(!problems.is_empty());
+    for problem in problems {
+        assert!(problem.contains("it sent what is no frame"), "{problem}");
+    }
+    closing.abort();
 }
 
 #[tokio::test]

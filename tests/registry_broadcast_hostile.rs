@@ -73,7 +73,7 @@ async fn bytes_at_random_are_counted_and_change_nothing() {
             let mut datagram: Vec<u8> = (0..len).map(|_| random() as u8).collect();
             if round % 2 == 0 {
                 // Behind a proper header, plain or sealed.
-                datagram.splice(0..0, [b'p', b'm', 1, (round / 2 % 3) as u8]);
+                datagram.splice(0..0, [&scene.announcement[..3], &[(round / 2 % 3) as u8]].concat());
             }
             scene.stranger.send(&datagram).await;
             if round % 50 == 49 {
@@ -207,7 +207,7 @@ async fn lengths_that_promise_a_gigabyte_cost_nothing() {
     let scene = Scene::new(None).await;
     // An array, a string, bytes and a map whose heads claim four thousand million elements.
     for head in [0xdd, 0xdb, 0xc6, 0xdf_u8] {
-        let huge = [&b"pm\x01\x00"[..], &[head, 0xff, 0xff, 0xff, 0xff]].concat();
+        let huge = [&scene.announcement[..4], &[head, 0xff, 0xff, 0xff, 0xff]].concat();
         scene.stranger.send(&huge).await;
         // The same in the place of each field.
         let body_at = 4;
@@ -218,7 +218,7 @@ async fn lengths_that_promise_a_gigabyte_cost_nothing() {
         }
     }
     eventually("they are refused", async || scene.observer.refused().of(Refusal::Malformed) >= 100).await;
-    let deep = [&b"pm\x01\x00"[..], &[0x91; 1100]].concat();
+    let deep = [&scene.announcement[..4], &[0x91; 1100]].concat();
     scene.stranger.send(&deep).await;
     scene.stays_right().await;
 }

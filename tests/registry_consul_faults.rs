@@ -13,10 +13,12 @@ use picom::registry::{Consul, Endpoints, Freshness, Registry, Tier, Watch};
 use serde_json::{Value, json};
 use support::fake_consul::{FakeConsul, Reply, Request, entry, listing};
 use support::fault::Row;
+use support::proxy::Proxy;
 use support::until;
 
 fn consul(fake: &FakeConsul) -> Consul {
-    Consul::new(&fake.url()).unwrap()
+    // Whoever has a list waits up to that long after the second failure.
+    Consul::new(&fake.url()).unwrap().ttl(Duration::from_secs(1))
 }
 
 fn ids(endpoints: &Endpoints) -> Vec<&str> {
@@ -122,6 +124,29 @@ async fn bad_answers_are_named_and_keep_the_list() {
         fake.becomes(listing(100, &[entry("two", 2)]));
         let again = until(&mut watch, "the recovery", |e| live(e, &["two"])).await;
         assert_eq!(again.problem, None);
+    }
+}
+
+#[tokio::test]
+async fn after_a_refusal_another_connection_is_made_unless_there_are_too_many() {
+    for (answer, closes) in [
+        (Reply::text(502, "Bad Gateway"), true),
+        (Reply::text(200, "<html>Parked</html>"), true),
+        (Reply::text(200, "hello"), true),
+        (Reply::text(404, "not found"), true),
+        (Reply::text(403, "ACL not found"), true),
+        (Reply::text(429, "too many"), false),
+    ] {
+        let fake = FakeConsul::listing(100, &[entry("one", 1)]).await;
+        let proxy = Proxy::start(fake.addr()).await;
+        let registry = Consul::new(&format!("http://{}", proxy.addr)).unwrap().ttl(Duration::from_secs(1));
+        let mut watch = registry.watch("service1");
+        until(&mut watch, "the first list", |e| live(e, &["one"])).await;
+        fake.asked("a blocking query", |requests| requests.iter().any(|r| r.index() == Some(100))).await;
+        assert_eq!(proxy.connections(), 1);
+        fake.becomes(move |_| answer.clone());
+        fake.asked("another try", |requests| requests.len() >= 4).await;
+        assert_eq!(proxy.connections() > 1, closes, "{:#?}", watch.current());
     }
 }
 

@@ -103,6 +103,11 @@ async fn an_agent_that_forgot_the_check_is_told_again() {
         registered(&registration).await;
         let requests = fake.requests();
         assert_eq!(count(&requests, "register"), 2, "answer {status}: {requests:#?}");
+        // A restarted agent hears this from everybody: the next beat, a third of the TTL later, is the next word.
+        let again = requests.iter().rposition(|request| request.verb() == "register").unwrap();
+        let next = requests[again..].iter().find(|request| request.verb() == "pass").expect("a beat before it looks");
+        let pause = next.at - requests[again].at;
+        assert!(pause > Duration::from_millis(295), "answer {status}: a beat only {pause:?} after the registration");
     }
 }
 

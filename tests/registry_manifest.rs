@@ -156,6 +156,25 @@ async fn closing_takes_everything_back_and_nothing_can_be_added_afterwards() {
 }
 
 #[tokio::test]
+async fn why_a_service_leaves_is_told_to_all_members() {
+    let (hub, address) = listening(Manifest::new()).await;
+    let (server, client) = (Manifest::new().join(&address), Manifest::new().join(&address));
+    let mut events = client.events().unwrap();
+    let registration = Registry::register(&server, instance("service1", "one", 4000)).await.unwrap();
+    sees(&client, "service1", 1).await;
+    registration.set_status(NodeStatus::now(NodeState::Down, Some("SIGTERM (15)")));
+    registration.leave().await.unwrap();
+    let freed = loop {
+        let event = timeout(PATIENCE, events.next()).await.expect("an event in time");
+        if let Event::Freed(record) = event.expect("the manifest lives") {
+            break record;
+        }
+    };
+    assert_eq!(freed.details.status.to_string(), "down: SIGTERM (15)");
+    sees(&hub, "service1", 0).await;
+}
+
+#[tokio::test]
 async fn the_last_handle_ends_the_member_and_gives_its_port_back() {
     let (one, address) = listening(Manifest::new()).await;
     let registration = Registry::register(&one, instance("service1", "one", 4000)).await.unwrap();
@@ -257,7 +276,7 @@ async fn a_secret_is_needed_in_both_directions_and_is_never_shown() {
 
 /// The hello of a stranger.
 fn hello(locked: bool, owner: u64, nonce: u8) -> Vec<u8> {
-    let mut hello = b"picom-m\x01".to_vec();
+    let mut hello = b"picom-m\x02".to_vec();
     hello.push(u8::from(locked));
     hello.extend(owner.to_be_bytes());
     hello.extend(owner.to_be_bytes());
@@ -434,6 +453,9 @@ async fn what_no_member_would_take_is_refused_where_it_is_registered() {
     };
     refused(manifest.register(&"x".repeat(1 << 20), details(1)), "service name");
     refused(manifest.register("", details(1)), "service name");
+    refused(manifest.register("calc@1", details(1)), "calc@1.0.0");
+    let link_local = Some("169.254.169.254".parse().unwrap());
+    refused(manifest.register("x", Details { address: link_local, ..details(1) }), "link-local");
     refused(manifest.register("x", Details { data: vec![0; MAX_DATA + 1], ..details(1) }), "4 KiB");
     refused(manifest.register("x", Details { zone: Some("z".repeat(1 << 20)), ..details(1) }), "more than 8192");
     refused(manifest.register("x", Details { weight: 0, ..details(1) }), "weight");

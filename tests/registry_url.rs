@@ -97,3 +97,59 @@ fn broadcast_without_an_address_is_loopback_and_guesses_no_network() {
         assert!(!text.contains("=hush") && !text.contains("//hush"), "{text}");
     }
 }
+
+#[cfg(all(feature = "broadcast", feature = "manifest", feature = "consul"))]
+#[tokio::test]
+async fn a_node_that_only_its_own_machine_can_find_listens_only_there() {
+    use std::time::Duration;
+
+    use picom::registry::{Cached, Combine, Manifest, Memory, Registry};
+    use picom::{Builder, Methods, Picom};
+
+    let (file, secret) =
+        (std::env::temp_dir().join(format!("picom-url-{}", std::process::id())), "a secret of 24 bytes or so");
+    std::fs::write(&file, secret).unwrap();
+    let with = |rest: &str| format!("manifest://{rest}secret-file={}", file.display());
+    for url in [
+        "manifest://local".to_owned(),
+        "manifest://127.0.0.1:3100,localhost?listen=[::1]:3101".to_owned(),
+        with("local?"),
+        with("127.0.0.1?listen=127.0.0.1:3102&"),
+        "broadcast://".to_owned(),
+        "broadcast://127.0.0.1,127.0.0.2".to_owned(),
+    ] {
+        assert!(from_url(&url).unwrap().is_local(), "{url}");
+    }
+    for url in [
+        with("10.0.0.1?"),
+        with("registry.example?"),
+        with("local?listen=0.0.0.0:3102&"),
+        "manifest://127.0.0.1?allow-remote&listen=10.0.0.1:3102".to_owned(),
+        "broadcast://10.1.255.255".to_owned(),
+        "broadcast://127.0.0.1,10.0.0.1".to_owned(),
+        "consul://127.0.0.1:8500".to_owned(),
+        "memory://of-this-process".to_owned(),
+    ] {
+        assert!(!from_url(&url).unwrap().is_local(), "{url}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    let local = || Manifest::new().listen("127.0.0.1:0");
+    let union = Combine::union().and(local()).and(Memory::named("of-this-process"));
+    assert!(Cached::new(local()).is_local() && !union.is_local());
+
+    let listens = async |builder: Builder| {
+        let node = builder.build().unwrap();
+        let exposed = node.expose(Methods::new()).await.unwrap();
+        let known = node.nodes()["service1"].endpoints[0].addr;
+        node.end().await.unwrap();
+        (exposed.local_addr().ip().to_string(), known.ip().to_string())
+    };
+    let builder = |local| Picom::builder("service1").registry(local).drain_delay(Duration::ZERO);
+    let same = |ip: &str| (ip.to_owned(), ip.to_owned());
+    assert_eq!(listens(builder(local())).await, same("127.0.0.1"));
+    assert_eq!(listens(builder(local()).bind("127.0.0.2")).await, same("127.0.0.2"), "who says where is believed");
+    assert_eq!(
+        listens(builder(local()).advertise("127.0.0.3")).await,
+        ("127.0.0.1".to_owned(), "127.0.0.3".to_owned())
+    );
+}

@@ -198,6 +198,26 @@ async fn the_first_registry_with_somebody_to_call_is_used_and_troubles_before_it
 }
 
 #[tokio::test]
+async fn while_the_first_registry_has_only_busy_instances_those_that_run_elsewhere_get_the_calls() {
+    let (one, two) = (Memory::new(), Memory::new());
+    let (busy, idle) =
+        (one.register(instance("service1", "busy", 4000)), two.register(instance("service1", "idle", 5000)));
+    let (busy, idle) = (busy.await.unwrap(), idle.await.unwrap());
+    let mut watch = Combine::first().and(one).and(two).watch("service1");
+    let usable =
+        |endpoints: &Endpoints| endpoints.usable().iter().map(|endpoint| endpoint.addr.port()).collect::<Vec<_>>();
+    until(&mut watch, "the first", |e| usable(e) == [4000]).await;
+    busy.set_status(NodeStatus::now(NodeState::Doing, Some("a backup")));
+    until(&mut watch, "the one that runs", |e| usable(e) == [5000]).await;
+    idle.set_status(NodeStatus::now(NodeState::Stopped, None));
+    until(&mut watch, "the busy one for want of others", |e| usable(e) == [4000]).await;
+    busy.set_status(NodeStatus::now(NodeState::Stopped, None));
+    until(&mut watch, "nobody", |e| usable(e).is_empty()).await;
+    busy.set_status(NodeStatus::now(NodeState::Running, None));
+    until(&mut watch, "the first again", |e| usable(e) == [4000]).await;
+}
+
+#[tokio::test]
 async fn the_union_has_everybody_once_with_the_best_tier() {
     let (memory, other) = (Memory::new(), Memory::new());
     let table = Fixed::new([("service1", ["127.0.0.1:4000", "127.0.0.9:4009"])]);
@@ -250,9 +270,45 @@ async fn one_registry_that_takes_it_is_enough_and_while_none_does_each_says_why(
     }
     let states = registration.states();
     let error = registration.leave().await.unwrap_err();
-    assert!(error.to_string().contains("one was not told"), "the first failure: {error}");
+    assert_eq!(error.to_string(), "one was not told; two was not told", "everyone that was not told is named");
     assert_eq!(*states.borrow(), RegistrationState::Left);
     assert_eq!((one.0.left.load(Ordering::SeqCst), two.0.left.load(Ordering::SeqCst)), (1, 1));
+}
+
+/// Takes what is registered, and never answers when it is to be taken back.
+#[derive(Debug)]
+struct Hanging;
+
+#[async_trait::async_trait]
+impl Registry for Hanging {
+    fn describe(&self) -> String {
+        "hanging".to_owned()
+    }
+
+    async fn register(&self, _: Instance) -> Result<Registration, RegistryError> {
+        let (_, states) = watch::channel(RegistrationState::Registered);
+        Ok(Registration::new(states, || Box::pin(std::future::pending())))
+    }
+
+    fn watch(&self, _: &str) -> Watch {
+        Watch::fixed(Endpoints::unknown())
+    }
+
+    fn known(&self) -> BTreeMap<String, Arc<Endpoints>> {
+        BTreeMap::new()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_does_not_answer_when_an_instance_leaves_is_named_beside_those_that_failed() {
+    let memory = Memory::new();
+    let combine = Combine::union().and(Hanging).and(Told::new("one")).and(memory.clone());
+    let registration = combine.register(instance("service1", "one", 4000)).await.unwrap();
+    let begun = Instant::now();
+    let error = registration.leave().await.unwrap_err();
+    assert_eq!(error.to_string(), "hanging: no answer within 4s; one was not told");
+    assert_eq!(begun.elapsed().as_secs(), 4, "less than a node waits, which is 5 s");
+    assert!(memory.watch("service1").current().endpoints.is_empty(), "the others were told");
 }
 
 #[tokio::test]

@@ -333,6 +333,104 @@ async fn what_the_handler_or_the_caller_did_wrong_is_not_tried_again() {
     assert_eq!((error.code(), error.attempts()), (Code::Unimplemented, 1), "{error}");
 }
 
+/// A server that answers with these errors, one after the other, and then well.
+async fn failing(errors: Vec<Status>) -> (Pair, Arc<AtomicUsize>) {
+    let ran = Arc::new(AtomicUsize::new(0));
+    let (unary, items, first) = (Arc::clone(&ran), Arc::clone(&ran), Arc::clone(&ran));
+    let errors = Arc::new(errors);
+    let (errors_of_items, errors_of_first) = (Arc::clone(&errors), Arc::clone(&errors));
+    let next = |ran: &AtomicUsize, errors: &[Status]| errors.get(ran.fetch_add(1, Ordering::SeqCst)).cloned();
+    let methods = Methods::new()
+        .unary("work", move |_cx: Context, (): ()| {
+            let error = next(&unary, &errors);
+            async move { error.map_or(Ok(7u64), Err) }
+        })
+        .server_streaming("items", move |_cx: Context, (): ()| {
+            let error = next(&items, &errors_of_items);
+            async move { error.map_or(Ok(stream::iter([7u64])), Err) }
+        })
+        .server_streaming("first", move |_cx: Context, (): ()| {
+            let error = next(&first, &errors_of_first);
+            async move { Ok(stream::iter([error.map_or(Ok(7u64), Err)])) }
+        });
+    (pair(methods).await, ran)
+}
+
+fn conflict() -> Status {
+    Status::aborted("lost against another one").retryable()
+}
+
+#[tokio::test]
+async fn a_call_is_tried_again_if_its_handler_says_that_it_may_be() {
+    // Not idempotent.
+    for method in ["work", "items"] {
+        let (pair, ran) = failing(vec![conflict(), conflict()]).await;
+        let (answer, info) = pair.client.fetch::<u64>(SERVICE, method, ()).with_info().await.unwrap();
+        assert_eq!((answer, info.attempts(), ran.load(Ordering::SeqCst)), (7, 3, 3), "{method}");
+    }
+    let (pair, ran) = failing(vec![conflict(); 9]).await;
+    let error = pair.client.fetch::<u64>(SERVICE, "work", ()).await.unwrap_err();
+    assert_eq!((error.code(), error.execution(), error.attempts()), (Code::Aborted, Execution::Done, 4), "{error}");
+    assert!(error.is_retryable(), "the caller is not told: {error}");
+    assert_eq!(ran.load(Ordering::SeqCst), 4);
+
+    // One past it: no such word, or with an item, when the answer has begun.
+    for (error, method) in [(Status::aborted("lost"), "work"), (conflict(), "first")] {
+        let (pair, ran) = failing(vec![error]).await;
+        let error = pair.client.fetch::<u64>(SERVICE, method, ()).await.unwrap_err();
+        assert_eq!((error.code(), error.attempts(), ran.load(Ordering::SeqCst)), (Code::Aborted, 1, 1), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_says_when_is_obeyed_up_to_thirty_seconds() {
+    const LONGEST: Duration = Duration::from_secs(30);
+    let millisecond = Duration::from_millis(1);
+    for (after, attempts) in [(70 * millisecond, 2), (LONGEST, 2), (LONGEST + millisecond, 1)] {
+        let registry = picom::registry::Memory::new();
+        let node = || Picom::builder(SERVICE).registry(registry.clone()).in_memory().build().unwrap();
+        let nodes = [node(), node()];
+        let ran = Arc::new(AtomicUsize::new(0));
+        for node in &nodes {
+            let ran = Arc::clone(&ran);
+            let work = move |_cx: Context, (): ()| {
+                let fails = ran.fetch_add(1, Ordering::SeqCst) == 0;
+                async move { if fails { Err(conflict().with_retry_after(after)) } else { Ok(7u64) } }
+            };
+            node.expose(Methods::new().unary("work", work)).await.unwrap();
+        }
+        let client = Picom::builder("caller").registry(registry).build().unwrap();
+        let begun = Instant::now();
+        let answer = client.fetch::<u64>(SERVICE, "work", ()).timeout(2 * LONGEST).with_info().await;
+        // It speaks of what it works on and not of itself, so another host is no faster.
+        match answer {
+            Ok((_, info)) => assert_eq!((info.attempts(), begun.elapsed() >= after), (attempts, true), "{after:?}"),
+            Err(error) => assert_eq!((error.attempts(), error.retry_after()), (attempts, Some(after)), "{error}"),
+        }
+    }
+    // Beyond the deadline nobody waits.
+    let (pair, _) = failing(vec![conflict().with_retry_after(LONGEST)]).await;
+    let begun = Instant::now();
+    let call = pair.client.fetch::<u64>(SERVICE, "work", ()).timeout(LONGEST - millisecond);
+    let error = call.await.unwrap_err();
+    assert_eq!((error.code(), error.attempts()), (Code::Aborted, 1), "{error}");
+    assert!(begun.elapsed() < LONGEST / 2, "it waited {:?} for nothing", begun.elapsed());
+}
+
+#[tokio::test]
+async fn what_was_tried_again_by_one_caller_is_not_tried_again_by_its_own() {
+    let (inner, ran) = failing(vec![conflict(); 99]).await;
+    let caller = inner.client.clone();
+    let methods = Methods::new().unary("outer", move |_cx: Context, (): ()| {
+        let caller = caller.clone();
+        async move { caller.fetch::<u64>(SERVICE, "work", ()).await }
+    });
+    let outer = pair(methods).await;
+    let error = outer.client.fetch::<u64>(SERVICE, "outer", ()).await.unwrap_err();
+    assert_eq!((error.code(), error.attempts(), error.is_retryable()), (Code::Aborted, 1, false), "{error}");
+    assert_eq!(ran.load(Ordering::SeqCst), 4);
+}
+
 #[tokio::test]
 async fn a_call_can_be_tied_to_an_endpoint() {
     let (first, second) = (good().await, good().await);

@@ -5,14 +5,14 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::FutureExt;
-use picom::registry::{Memory, Registry};
+use picom::registry::{Endpoints, Instance, Memory, Registration, Registry, RegistryError, Watch};
 use picom::{Code, Methods, NodeState, Picom, Sentinel};
-use support::eventually;
+use support::{eventually, until};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 
@@ -86,6 +86,57 @@ async fn two_failures_stop_it_and_one_success_starts_it_every_two_seconds() {
     mongo.end().await.unwrap();
     assert_eq!(after(60_000).await, "down");
     assert_eq!(looks.load(Ordering::SeqCst), 7, "after `end` nobody looks");
+}
+
+/// A registry that shows at once what it is given, and takes long to say so.
+#[derive(Debug)]
+struct Slow(Memory);
+
+#[async_trait::async_trait]
+impl Registry for Slow {
+    fn describe(&self) -> String {
+        "slow".to_owned()
+    }
+
+    async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {
+        let registration = self.0.register(instance).await;
+        sleep(Duration::from_secs(3)).await;
+        registration
+    }
+
+    fn watch(&self, service: &str) -> Watch {
+        self.0.watch(service)
+    }
+
+    fn known(&self) -> BTreeMap<String, Arc<Endpoints>> {
+        self.0.known()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_seen_first_is_registered_however_long_the_registry_takes() {
+    type Check = fn() -> futures::future::BoxFuture<'static, Result<(), String>>;
+    let cases: [(Check, u32, u64, &str); 4] = [
+        (|| Box::pin(async { Ok(()) }), 2, 0, "running"),
+        (|| Box::pin(async { Err("no primary".to_owned()) }), 1, 0, "stopped: no primary"),
+        (|| Box::pin(async { Err("no primary".to_owned()) }), 2, 0, "up"),
+        (|| Box::pin(std::future::pending()), 1, 1000, "stopped: no answer within 1s"),
+    ];
+    for (check, failures, looks_for, expected) in cases {
+        let registry = Memory::new();
+        let mongo = Picom::builder("mongo").registry(Slow(registry.clone())).build().unwrap();
+        let mut watch = registry.watch("mongo");
+        let begun = Instant::now();
+        let sentinel = Sentinel::new("127.0.0.1:27017", check).failures(failures);
+        let standing = tokio::spawn(async move { mongo.stand_for(sentinel).await.map(|()| mongo) });
+        let seen = until(&mut watch, "the dependency", |e| e.endpoints.len() == 1).await;
+        assert_eq!(
+            (seen.endpoints[0].status.to_string().as_str(), begun.elapsed().as_millis()),
+            (expected, looks_for.into())
+        );
+        let _mongo = standing.await.unwrap().unwrap();
+        assert_eq!(begun.elapsed().as_millis(), (looks_for + 3000).into(), "{expected}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -196,7 +247,7 @@ async fn what_cannot_be_looked_after_is_refused() {
         assert_eq!(error.code(), Code::InvalidArgument, "{shown}: {error}");
         assert_eq!(mongo.state().state, NodeState::Down, "{shown}");
     }
-    assert!(mongo.stand_for(Sentinel::tcp("[::1]:27017")).now_or_never().is_some_and(|outcome| outcome.is_ok()));
+    mongo.stand_for(Sentinel::new("[::1]:27017", ok())).await.expect("an address of IPv6 is one");
 }
 
 #[tokio::test]

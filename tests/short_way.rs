@@ -66,7 +66,8 @@ async fn one_place() -> (Pair, Arc<Semaphore>, support::nodes::Guards) {
             }
         })
         .unary("seven", |_cx: Context, (): ()| async move { Ok::<_, Status>(7u64) });
-    let pair = pair_with(methods, |server| server.max_calls(1), |client| client).await;
+    let one = |client: picom::Builder| client.max_connections_per_endpoint(1);
+    let pair = pair_with(methods, |server| server.max_calls(1), one).await;
     assert_eq!(pair.client.fetch::<u64>(SERVICE, "seven", ()).await.unwrap(), 7);
     (pair, gate, guards)
 }

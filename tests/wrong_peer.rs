@@ -48,14 +48,16 @@ async fn a_call_never_reaches_another_service_or_another_incarnation() {
     let (elsewhere, registry) = (Memory::new(), Memory::new());
     let (_other, other_addr, other_runs) = service("mail", elsewhere.clone()).await;
     let (_newer, newer_addr, newer_runs) = service("payments", elsewhere).await;
-    for (what, addr, told) in [
-        ("another service", other_addr, "the peer offers the service \"mail\", not \"payments\""),
-        ("another incarnation", newer_addr, "the peer is incarnation"),
+    // A restarted process will be listed in a moment; a service does not change its name.
+    for (what, addr, told, attempts) in [
+        ("another service", other_addr, "the peer offers the service \"mail\", not \"payments\"", 1),
+        ("another incarnation", newer_addr, "the peer is incarnation", 4),
     ] {
         let old = outdated(&registry, addr).await;
         let error = caller(registry.clone()).fetch::<u64>("payments", "id", 7_u64).await.unwrap_err();
         assert_eq!((error.code(), error.execution()), (Code::Unavailable, Execution::Never), "{what}: {error}");
         assert!(error.to_string().contains(told), "{what}: {error}");
+        assert_eq!(error.attempts(), attempts, "{what}: {error}");
         old.leave().await.unwrap();
     }
     // Next to the right one, neither costs a call.
@@ -68,6 +70,30 @@ async fn a_call_never_reaches_another_service_or_another_incarnation() {
     assert_eq!(right_runs.load(Ordering::Relaxed), 100);
     assert_eq!(other_runs.load(Ordering::Relaxed), 0, "calls of payments were dispatched to mail");
     assert_eq!(newer_runs.load(Ordering::Relaxed), 0, "calls were dispatched to an incarnation that was not meant");
+}
+
+#[tokio::test]
+async fn where_other_services_are_at_all_addresses_each_is_tried_once() {
+    let registry = Memory::new();
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let (other, addr, _) = service("mail", Memory::new()).await;
+        kept.push((other, outdated(&registry, addr).await));
+    }
+    let caller = caller(registry.clone());
+    let call = || caller.fetch::<u64>("payments", "id", 7_u64).retries(4);
+    let error = call().await.unwrap_err();
+    assert_eq!(
+        (error.code(), error.execution(), error.attempts()),
+        (Code::Unavailable, Execution::Never, 3),
+        "{error}"
+    );
+    let (_other, addr, _) = service("mail", Memory::new()).await;
+    let error = call().on(addr).await.unwrap_err();
+    assert_eq!(error.attempts(), 1, "an address that the call names is the only one: {error}");
+    let (_right, _, runs) = service("payments", registry).await;
+    assert_eq!(call().await.unwrap(), 7, "whoever is the right one is found after all of them");
+    assert_eq!(runs.load(Ordering::Relaxed), 1);
 }
 
 /// Somebody who is not picom: greets as told, or does not even speak.

@@ -86,8 +86,8 @@ impl Runner {
                     println!("{peer} {workload} {}: left out, this peer cannot do it", mode.name());
                     break;
                 }
-                Ended::Failed => {
-                    self.failed.push(format!("{peer} {workload} {}", mode.name()));
+                Ended::Failed(reason) => {
+                    self.failed.push(format!("{peer} {workload} {}: {reason}", mode.name()));
                     break;
                 }
             };

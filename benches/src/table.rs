@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 
 use crate::checks::CHECKS;
+use crate::peer::Peer as _;
+use crate::peers::raw::Raw;
 use crate::sample::{Middle, Sample, medians};
 
 /// The figures that are shown, in this order, and how they are called.
@@ -29,7 +31,8 @@ const COLUMNS: [(&str, &str); 18] = [
     ("server_kib_each", "server called KiB"),
 ];
 
-/// Every peer's medians in one workload, in the order in which the peers come.
+/// Every peer's medians in one workload, in the order in which the peers come, and its rate through that of `raw`, if that is among
+/// them.
 pub(crate) fn figures(samples: &[Sample]) {
     let Some(first) = samples.first() else { return };
     let mut peers: Vec<&str> = Vec::new();
@@ -47,9 +50,13 @@ pub(crate) fn figures(samples: &[Sample]) {
         });
         name == "rate" || checked
     };
+    let raw = peers.iter().position(|peer| *peer == Raw::NAME).and_then(|at| middles[at].get("rate"));
     let mut head = format!("{:<16}", format!("{} {}", first.workload, first.mode));
     for (name, title) in &columns {
         head += &format!(" {title:>10}{}", if spread(name) { "     ±" } else { "" });
+        if *name == "rate" && raw.is_some() {
+            head += "  of raw";
+        }
     }
     println!("\n{head}");
     for (peer, middles) in peers.iter().zip(&middles) {
@@ -60,6 +67,9 @@ pub(crate) fn figures(samples: &[Sample]) {
             line += &format!(" {:>width$}", middle.map_or(String::new(), |middle| short(middle.median)));
             if spread(name) {
                 line += &middle.map_or(" ".repeat(6), |middle| format!("{:>4.0} %", middle.spread * 100.0));
+            }
+            if let (true, Some(raw)) = (*name == "rate", raw) {
+                line += &middle.map_or(" ".repeat(8), |middle| format!(" {:>7}", short(middle.median / raw.median)));
             }
         }
         let noisy = samples.iter().filter(|sample| sample.peer == *peer && !sample.is_quiet()).count();

@@ -27,9 +27,9 @@ const REST: Duration = Duration::from_millis(50);
 const MAX_REST: Duration = Duration::from_secs(5);
 /// How long one that refused a call is left alone if it does not say itself.
 const REFUSED_REST: Duration = Duration::from_secs(1);
-/// How long one that is new or has come back gets less than its share …
-const SLOW_START: Duration = Duration::from_secs(10);
-/// … which grows from this, as in Envoy.
+/// How long one that is new or has come back gets less than its share, unless the [policy](super::Balancer::slow_start) says less.
+pub const SLOW_START: Duration = Duration::from_secs(10);
+/// The share grows from this, as in Envoy.
 const FIRST_SHARE: f64 = 0.1;
 
 /// A failure that speaks against an endpoint.
@@ -45,8 +45,8 @@ pub(crate) enum Fault {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Standing {
     Well,
-    /// It should get this part of its share.
-    Warming(f64),
+    /// It should get a part of its share, since so long ago; see [`share`].
+    Warming(u64),
     Resting(u64),
     /// With 0 left one call may find out.
     Open(u64),
@@ -127,6 +127,11 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// The part of its share that an endpoint gets after so many nanoseconds, if it shall have all of it after this time.
+pub(super) fn share(warm: u64, slow_start: Duration) -> f64 {
+    (warm as f64 / nanos(slow_start).max(1) as f64).clamp(FIRST_SHARE, 1.0)
+}
+
 fn jittered(time: Duration) -> Duration {
     time.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
@@ -157,9 +162,9 @@ impl Circuit {
             return Standing::Resting(state.rests_until - now);
         }
         if let Some(since) = state.warms_since {
-            let share = now.saturating_sub(since) as f64 / nanos(SLOW_START) as f64;
-            if share < 1.0 {
-                return Standing::Warming(share.max(FIRST_SHARE));
+            let warm = now.saturating_sub(since);
+            if warm < nanos(SLOW_START) {
+                return Standing::Warming(warm);
             }
             state.warms_since = None;
         }
@@ -211,9 +216,14 @@ impl Circuit {
         self.changed(fleet);
     }
 
-    /// There is a connection again.
-    pub(super) fn connected(&self) {
-        self.lock().rests_until = 0;
+    /// There is a connection again. Where it is left alone, a call may find out at once whether that is all that it lacked.
+    pub(super) fn connected(&self, now: u64, fleet: &Fleet) {
+        let mut state = self.lock();
+        state.rests_until = 0;
+        if let Phase::Open { until } = &mut state.phase {
+            *until = now.min(*until);
+            self.changed(fleet);
+        }
     }
 
     /// Takes the duty to find out, if it is time and nobody else has.
@@ -226,17 +236,18 @@ impl Circuit {
         due
     }
 
-    /// What came of it: `Some` with whether it was answered, `None` if nobody waited for that.
-    pub(super) fn end_probe(&self, answered: Option<bool>, now: u64, fleet: &Fleet) {
+    /// What came of it: `Some` with whether it was answered, `None` if nobody waited for that. Says whether it is called again now.
+    pub(super) fn end_probe(&self, answered: Option<bool>, now: u64, fleet: &Fleet) -> bool {
         let mut state = self.lock();
         match (state.phase, answered) {
-            (Phase::Closed, _) => return,
+            (Phase::Closed, _) => return false,
             (_, Some(true)) => state.close(now, fleet),
             (Phase::HalfOpen, Some(false)) => state.open(now),
             (Phase::HalfOpen, None) => state.phase = Phase::Open { until: now },
-            (Phase::Open { .. }, _) => return,
+            (Phase::Open { .. }, _) => return false,
         }
         self.changed(fleet);
+        matches!(state.phase, Phase::Closed)
     }
 
     /// Closes it whatever happened.

@@ -3,12 +3,15 @@
 //! Owns the time that all of them count in, the number that is ejected, and the flag that says whether looking at each is
 //! worth it. It must never know which endpoints there are. Look next at [`super::circuit`].
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Shared by all endpoints of one service.
 #[derive(Debug)]
 pub(crate) struct Fleet {
+    /// Whose they are, for the log.
+    service: Arc<str>,
     start: Instant,
     /// Somebody may be less than well.
     unwell: AtomicBool,
@@ -18,8 +21,9 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    pub(crate) fn new(now: Instant) -> Self {
+    pub(crate) fn new(service: Arc<str>, now: Instant) -> Self {
         Self {
+            service,
             start: now,
             unwell: AtomicBool::new(false),
             size: AtomicUsize::new(0),
@@ -27,6 +31,10 @@ impl Fleet {
             // Random, so that many short-lived clients do not all begin with the same endpoint.
             turn: AtomicUsize::new(fastrand::usize(..)),
         }
+    }
+
+    pub(super) fn service(&self) -> &str {
+        &self.service
     }
 
     /// A moment in nanoseconds, never 0.

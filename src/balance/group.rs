@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::candidates::{About, Candidates};
-use super::circuit::Standing;
+use super::circuit::{Standing, share};
 use super::fleet::Fleet;
 use super::hash::{mix, unit};
 use super::member::{Member, Seat};
@@ -93,9 +93,9 @@ impl Group {
         // A second round only if another call was faster to take the duty of finding out.
         let mut may_probe = request.is_call;
         loop {
-            let (mut reason, mut best) = self.best(used, about, tried, may_probe);
+            let (mut reason, mut best) = self.best(policy, used, about, tried, may_probe);
             if reason >= RESTING && used.is_some() {
-                (reason, best) = self.best(None, about, tried, may_probe);
+                (reason, best) = self.best(policy, None, about, tried, may_probe);
             }
             let position = pick(policy, &Candidates::new(&self.seats, Some(Cow::Owned(best)), about))?;
             let circuit = &self.seats.get(position)?.member.circuit;
@@ -111,9 +111,35 @@ impl Group {
         }
     }
 
+    /// Whether half of all or more are not well, without those that a call has used: about when no more are ejected. Those that are left
+    /// have no time to spare then.
+    pub(crate) fn is_in_panic(&self, used: &[Arc<Member>], now: Instant) -> bool {
+        let now = self.fleet.at(now);
+        let is_unwell = |seat: &&Seat| {
+            !matches!(seat.member.circuit.standing(now), Standing::Well | Standing::Warming(_))
+                && !used.iter().any(|other| Arc::ptr_eq(other, &seat.member))
+        };
+        self.seats.iter().filter(is_unwell).count() * 2 >= self.seats.len()
+    }
+
+    /// Chooses for an attempt beside those of the same call that are at `used`: among the others, against whom there must be nothing.
+    pub(crate) fn choose_beside(
+        &self,
+        policy: &dyn Balancer,
+        request: Request<'_>,
+        used: &[Arc<Member>],
+    ) -> Option<usize> {
+        let about = About { fleet: &self.fleet, key: request.key, zone: request.zone, now: self.fleet.at(request.now) };
+        let subset = self.subset.as_deref().filter(|_| !policy.needs_all());
+        let (reason, best) = self.best(policy, subset, about, used, false);
+        let candidates = Candidates::new(&self.seats, Some(Cow::Owned(best)), about);
+        (reason == 0).then(|| pick(policy, &candidates)).flatten()
+    }
+
     /// Those against whom there is least, and what that is.
     fn best(
         &self,
+        policy: &dyn Balancer,
         used: Option<&[usize]>,
         about: About<'_>,
         tried: &[Arc<Member>],
@@ -121,6 +147,7 @@ impl Group {
     ) -> (u8, Vec<usize>) {
         let all = 0..if used.is_some() { 0 } else { self.seats.len() };
         let (mut least, mut best) = (u8::MAX, Vec::new());
+        let slow_start = policy.slow_start();
         self.fleet.look_again();
         for position in used.unwrap_or_default().iter().copied().chain(all) {
             let Some(Seat { member, .. }) = self.seats.get(position) else { continue };
@@ -128,7 +155,7 @@ impl Group {
             let mut reason = match standing {
                 Standing::Well => 0,
                 Standing::Open(0) if may_probe => 0,
-                Standing::Warming(share) if has_turn(share, about.key, member.place) => 0,
+                Standing::Warming(warm) if has_turn(share(warm, slow_start), about.key, member.place) => 0,
                 Standing::Warming(_) => WARMING,
                 Standing::Resting(_) => RESTING,
                 Standing::Open(_) | Standing::HalfOpen => EJECTED,

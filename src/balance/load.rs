@@ -4,6 +4,7 @@
 //! makes a cost of it.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Time constant in which latency follows shorter times, in milliseconds. Finagle and linkerd take 10 s, which starves a
 /// replica that has recovered; 2 s feeds a slow one too much.
@@ -186,6 +187,13 @@ impl Load {
         self.latency.store(Noted::new(-PENALTY, now).pack(), Ordering::Relaxed);
     }
 
+    /// Forgets a failure, if that is the last that is known.
+    pub(super) fn forgive(&self) {
+        let penalty = |word: u64| Noted::unpack(word).filter(|noted| noted.is_penalty()).map(|_| 0);
+        // Nothing to be forgiven is no error.
+        let _ = self.latency.fetch_update(Ordering::Relaxed, Ordering::Relaxed, penalty);
+    }
+
     /// Forgets what was measured.
     pub(super) fn forget(&self) {
         self.latency.store(0, Ordering::Relaxed);
@@ -215,5 +223,10 @@ impl Load {
     /// What the server said last, faded.
     pub(super) fn reported(&self, now: u64) -> Option<f64> {
         Noted::read(&self.reported).map(|noted| noted.faded(now, REPORT_DECAY))
+    }
+
+    /// The same as it was, and how long ago that was, to a millisecond.
+    pub(super) fn last_report(&self, now: u64) -> Option<(f64, Duration)> {
+        Noted::read(&self.reported).map(|noted| (noted.value.into(), Duration::from_millis(noted.age(now).into())))
     }
 }

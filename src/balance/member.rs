@@ -19,6 +19,7 @@ use crate::registry::Endpoint;
 pub(crate) struct Member {
     pub(super) load: Load,
     pub(super) circuit: Circuit,
+    addr: SocketAddr,
     /// A hash of its address, the same in every process.
     pub(super) place: u64,
     fleet: Arc<Fleet>,
@@ -34,7 +35,7 @@ pub(crate) struct Seat {
 impl Member {
     pub(crate) fn new(addr: SocketAddr, fleet: Arc<Fleet>) -> Self {
         let place = hash::key(addr.to_string().as_bytes());
-        Self { load: Load::default(), circuit: Circuit::default(), place, fleet }
+        Self { load: Load::default(), circuit: Circuit::default(), addr, place, fleet }
     }
 
     /// One that joins others, which has to warm up.
@@ -82,7 +83,11 @@ impl Member {
             Failed::Ignored => {}
             Failed::Noted => self.load.penalise(now),
             // The call that finds out is not to be put off by what was.
-            Failed::Ejected => self.load.forget(),
+            Failed::Ejected => {
+                self.load.forget();
+                let (service, addr) = (self.fleet.service(), self.addr);
+                tracing::warn!(service, %addr, ?fault, "an endpoint is left alone for a while, because too much fails there");
+            }
         }
     }
 
@@ -91,14 +96,22 @@ impl Member {
         self.circuit.refused(asked, self.fleet.at(now), &self.fleet);
     }
 
-    /// There is a connection again.
-    pub(crate) fn connected(&self) {
-        self.circuit.connected();
+    /// There is a connection again, perhaps to a process that is new: it counts as one that was not measured yet.
+    pub(crate) fn connected(&self, now: Instant) {
+        self.load.forgive();
+        self.circuit.connected(self.fleet.at(now), &self.fleet);
+    }
+
+    /// How busy it said last that it was, as a share of its capacity, and how long ago.
+    pub(crate) fn last_report(&self, now: Instant) -> Option<(f64, Duration)> {
+        self.load.last_report(self.fleet.at(now))
     }
 
     /// What came of the call that was to find out whether it works again: `None` if nobody waited for that.
     pub(crate) fn end_probe(&self, answered: Option<bool>, now: Instant) {
-        self.circuit.end_probe(answered, self.fleet.at(now), &self.fleet);
+        if self.circuit.end_probe(answered, self.fleet.at(now), &self.fleet) {
+            tracing::info!(service = self.fleet.service(), addr = %self.addr, "an endpoint works again, and is called");
+        }
     }
 
     /// What the server says of its load: so many of `capacity` places are taken or waited for.
@@ -123,6 +136,8 @@ impl Seat {
             outstanding: member.load.outstanding(),
             latency: member.load.latency(now).map(Duration::from_secs_f64),
             reported: member.load.reported(now),
+            // Whoever has them counts them.
+            connections: 0,
             circuit: match member.circuit.standing(now) {
                 Standing::Well | Standing::Warming(_) => Shown::Closed,
                 Standing::Resting(left) => Shown::Resting(Duration::from_nanos(left)),

@@ -9,7 +9,7 @@
 //! | policy | takes |
 //! | --- | --- |
 //! | [`PeakEwma`] | the default: of two random ones the one with the lower latency × (calls under way + 1) |
-//! | [`Boxcar`] | the same, times 1 + the load that the server itself reports |
+//! | [`Boxcar`] | the same, times 1 + the load that the server itself reports, also where no calls are made |
 //! | [`LeastOutstanding`] | of two random ones the one with fewer calls under way |
 //! | [`RoundRobin`] | each in turn |
 //! | [`Random`] | any |
@@ -61,13 +61,14 @@ use std::time::Duration;
 
 pub use candidates::{Candidate, Candidates};
 pub(crate) use circuit::Fault;
+pub use circuit::SLOW_START;
 pub(crate) use fleet::Fleet;
 pub(crate) use group::{Choice, Group, Request};
 pub use hash::ConsistentHash;
 pub(crate) use hash::key;
 pub(crate) use load::End;
 pub(crate) use member::{Member, Seat};
-pub use p2c::{Boxcar, LeastOutstanding, PeakEwma};
+pub use p2c::{Boxcar, LeastOutstanding, PeakEwma, ROVING_INTERVAL};
 pub use simple::{Random, RoundRobin, Weighted};
 pub use zone::ZoneFirst;
 
@@ -94,6 +95,18 @@ pub trait Balancer: fmt::Debug + Send + Sync + 'static {
     fn wants_load(&self) -> bool {
         false
     }
+
+    /// How often a client asks one endpoint, at random among those of which it has heard nothing for as long, how busy it is, at
+    /// least 10 ms; `None` is never. While one of them has no connection, that one is tried at this pace instead. Eight times as seldom once
+    /// all are there and report about the same load. Not at all by a client that has made no call for half a minute.
+    fn roving(&self) -> Option<Duration> {
+        None
+    }
+
+    /// In what time an endpoint that is new, or has come back, gets its whole share; longer than [`SLOW_START`] is not possible.
+    fn slow_start(&self) -> Duration {
+        SLOW_START
+    }
 }
 
 /// A shared policy is a policy.
@@ -108,6 +121,14 @@ impl<B: Balancer + ?Sized> Balancer for Arc<B> {
 
     fn wants_load(&self) -> bool {
         (**self).wants_load()
+    }
+
+    fn roving(&self) -> Option<Duration> {
+        (**self).roving()
+    }
+
+    fn slow_start(&self) -> Duration {
+        (**self).slow_start()
     }
 }
 
@@ -125,6 +146,8 @@ pub struct EndpointState {
     pub latency: Option<Duration>,
     /// The load that it reported last: what [`Candidate::reported`] says.
     pub reported: Option<f64>,
+    /// Connections of this node to it that take calls: usually one, none before the first call.
+    pub connections: usize,
     /// Whether it is called.
     pub circuit: Circuit,
 }

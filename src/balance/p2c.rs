@@ -6,6 +6,7 @@
 //! [`super::load`] for what costs are made of.
 
 use std::cell::OnceCell;
+use std::time::Duration;
 
 use super::{Balancer, Candidate, Candidates};
 
@@ -29,10 +30,42 @@ impl Balancer for PeakEwma {
     }
 }
 
+/// How often [`Boxcar`] asks an endpoint how busy it is, unless it is told otherwise: as callosum's rover.
+pub const ROVING_INTERVAL: Duration = Duration::from_secs(1);
+/// In what time an endpoint that is new gets its whole share of the calls that [`Boxcar`] balances. Shorter than where nothing is
+/// heard of the endpoint: with its first answers it says itself when that is too much.
+const SLOW_START: Duration = Duration::from_secs(3);
+
 /// As [`PeakEwma`], with the cost multiplied by 1 + the load that the server itself [reports](Candidate::reported): it sees the
 /// calls of all clients, each of which sees only its own.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Boxcar;
+///
+/// The load is known from every answer. Where none comes, a rover asks: every second, 10 % more or less at random, one endpoint of
+/// those that said nothing meanwhile, or connects to one that has no connection, so that a server that comes back is known before any
+/// call has to find out. Once all are there and about equally busy it asks only every 8 s. An endpoint that is new has its share after
+/// 3 s rather than 10.
+#[derive(Clone, Copy, Debug)]
+pub struct Boxcar {
+    interval: Duration,
+}
+
+impl Boxcar {
+    /// The policy with the default interval.
+    pub fn new() -> Self {
+        Self { interval: ROVING_INTERVAL }
+    }
+
+    /// How often the rover asks; default [`ROVING_INTERVAL`], at least 10 ms. One client with several such policies for a service
+    /// takes the shortest.
+    pub fn interval(self, interval: Duration) -> Self {
+        Self { interval }
+    }
+}
+
+impl Default for Boxcar {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Balancer for Boxcar {
     fn pick<'a>(&self, among: &Candidates<'a>) -> Option<Candidate<'a>> {
@@ -45,6 +78,14 @@ impl Balancer for Boxcar {
 
     fn wants_load(&self) -> bool {
         true
+    }
+
+    fn roving(&self) -> Option<Duration> {
+        Some(self.interval)
+    }
+
+    fn slow_start(&self) -> Duration {
+        SLOW_START
     }
 }
 

@@ -151,6 +151,11 @@ impl Ledger {
         self.entries.get(&id).is_some_and(|entry| matches!(entry.state, State::Idle(_)))
     }
 
+    /// The highest slot that is kept.
+    pub(super) fn highest_slot(&self) -> Option<u32> {
+        self.kept.last().map(|(slot, _)| *slot)
+    }
+
     fn highest(&self) -> Option<(u32, Id)> {
         let (slot, id) = *self.kept.last()?;
         let mut equal = self.kept.range((slot, 0)..).map(|(_, id)| *id);

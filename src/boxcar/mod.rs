@@ -4,7 +4,9 @@
 //! application begins. So the number that a newcomer gets is about how many connections that server has. A client keeps the
 //! connections with the lowest numbers, uses them first, and goes on asking servers at random, one every second: whoever has few
 //! connections gives low numbers, so clients come to it until it has as many as the others. Nobody has to know anybody's load.
-//! That is the protocol of callosum, after Indeed's Boxcar, and works with programs that speak it.
+//! That is the protocol of callosum, after Indeed's Boxcar, and works with programs that speak it. The line is decimal digits, then
+//! CR and LF, both of them: a line that ends with LF alone is no slot, and is reported like that of any other protocol
+//! ([`RoverError::BadProtocol`]).
 //!
 //! [`Listener`] is the server's side, and [`Slots`] its numbers. [`Rover`] asks around, [`Pool`] keeps and leases; [`Boxcar`] is
 //! both.
@@ -49,8 +51,9 @@
 //! other numbers, with [`Listener::numbered_by`].
 //!
 //! A pool fills by one connection every interval. With the defaults, 20 clients with 6 connections each share three servers evenly
-//! after 6 s, and one that is restarted at once has its share again after 5 s. One that was away for minutes, while nobody asked often,
-//! has it after 15 s; a shorter [`Rover::max_interval`] makes that less.
+//! after 6 s. One that is restarted at once has its share again after 3 s, and one that was away for minutes after 1 s, because then all
+//! its clients ask it every second and none of their pools has holes that the others fill meanwhile
+//! (`cargo test --test boxcar_balance at_default -- --nocapture`).
 //!
 //! # Limits
 //!
@@ -60,6 +63,8 @@
 //! | connections of a client | [`MAX_SLOTS`], 100; up to twice that while leases last | [`Pool::new`] |
 //! | time from one visit to the next | [`ROVING_INTERVAL`], 1 s ± 10 % | [`Rover::interval`] |
 //! | the same once nothing better is found | [`MAX_ROVING_INTERVAL`], 8 s ± 10 % | [`Rover::max_interval`] |
+//! | from one visit to the next of those that are not there | as long as between visits at first | [`Rover::interval`] |
+//! | the same to a server whose number is less than half of the highest held | a tenth of it | [`Rover::interval`] |
 //! | connecting to a server | [`CONNECT_TIMEOUT`], 1 s | [`Rover::connect_timeout`] |
 //! | a server's line | [`LINE_TIMEOUT`], 1 s, and [`MAX_LINE`], 128 bytes | [`Rover::line_timeout`] |
 //! | giving a client its line | [`GREETING_TIMEOUT`], 5 s; [`MAX_GREETINGS`], 256 at once | |
@@ -75,6 +80,7 @@ mod lease;
 mod ledger;
 mod line;
 mod listener;
+mod pace;
 mod pool;
 mod probe;
 mod pulse;
@@ -92,6 +98,7 @@ pub use car::Boxcar;
 pub use lease::Lease;
 pub use line::MAX_LINE;
 pub use listener::{GREETING_TIMEOUT, Listener, MAX_GREETINGS, SERVER_SLOTS};
+pub(crate) use pace::Pace;
 pub use pool::{LeaseError, MAX_SLOTS, MAX_WAITING, Pool};
 pub use probe::{Event, RoverError, Server};
 pub use rover::{CONNECT_TIMEOUT, Events, LINE_TIMEOUT, MAX_EVENTS, MAX_ROVING_INTERVAL, ROVING_INTERVAL, Rover};

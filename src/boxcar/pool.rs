@@ -190,6 +190,11 @@ impl Pool {
         self.shared.books().ledger.limit()
     }
 
+    /// The highest number that it keeps.
+    pub(super) fn highest(&self) -> Option<u32> {
+        self.look().ledger.highest_slot()
+    }
+
     /// Waits until it has lost a connection for which nothing came in.
     pub(super) async fn lost(&self) {
         loop {

@@ -1,20 +1,9 @@
-//! Whom a rover visits next, and how soon.
+//! Whom a rover visits next.
 //!
-//! Owns [`Route`], the servers with when each was visited, and [`Pace`], the time between visits. It must never do I/O nor look
-//! at a clock. Look next at [`super::rover`], which travels.
-
-use std::time::Duration;
+//! Owns [`Route`], the servers with when each was visited and whether it was there. It must never do I/O nor look at a clock.
+//! Look next at [`super::pace`] for how soon, and at [`super::travel`], which travels.
 
 use super::Server;
-
-/// Fewest visits in a row that brought nothing better before the next ones are put off. With more servers than this, it is one
-/// for each of them, so that a fleet is converged only when all of it was asked.
-pub(super) const QUIET_VISITS: u32 = 5;
-
-/// No time between visits is shorter: a mistake in the unit must not become a flood.
-const SHORTEST: Duration = Duration::from_millis(1);
-/// Nor longer: what is put off for more than a day was meant to be off.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// The servers.
 #[derive(Debug, Default)]
@@ -31,6 +20,32 @@ struct Stop {
     added: u64,
     visited: Option<u64>,
     is_visiting: bool,
+    /// The last visit did not reach it.
+    is_lost: bool,
+}
+
+/// Which servers a visit may go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Among {
+    /// Any.
+    All,
+    /// Those that the last visit reached, and those that had none.
+    Reached,
+    /// Those that it did not reach.
+    Lost,
+}
+
+/// What the end of a visit says of its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Met {
+    /// It was dropped meanwhile.
+    Dropped,
+    /// It is where it was.
+    Known,
+    /// It was reached, and the time before it was not.
+    Back,
+    /// It was not reached, and the time before it was.
+    Lost,
 }
 
 /// A visit that is under way.
@@ -53,6 +68,7 @@ impl Route {
             added: self.clock,
             visited: None,
             is_visiting: false,
+            is_lost: false,
         });
         true
     }
@@ -72,12 +88,18 @@ impl Route {
         self.stops.len()
     }
 
+    /// Whether there are servers that the last visit did not reach.
+    pub(super) fn has_lost(&self) -> bool {
+        self.stops.iter().any(|stop| stop.is_lost)
+    }
+
     /// Begins a visit: of two servers at random, to the one that was not visited for longest. A server of which nothing is held
     /// counts as if that were twice as long ago; the one visited last only comes again at once where there is no other. None while each of them is being visited.
     ///
     /// Two at random, rather than the best of all, keeps clients that started together from walking in step.
-    pub(super) fn next(&mut self, is_held: impl Fn(&str) -> bool) -> Option<Visit> {
-        let mut free: Vec<usize> = (0..self.stops.len()).filter(|at| !self.stops[*at].is_visiting).collect();
+    pub(super) fn next(&mut self, among: Among, is_held: impl Fn(&str) -> bool) -> Option<Visit> {
+        let may = |stop: &Stop| !stop.is_visiting && (among == Among::All || stop.is_lost == (among == Among::Lost));
+        let mut free: Vec<usize> = (0..self.stops.len()).filter(|at| may(&self.stops[*at])).collect();
         fastrand::shuffle(&mut free);
         let one = *free.first()?;
         let other = free.get(1).copied().unwrap_or(one);
@@ -87,16 +109,31 @@ impl Route {
             if is_held(&stop.server.id) { age } else { age.saturating_mul(2) }
         };
         let chosen = if age(other) > age(one) { other } else { one };
-        self.clock += 1;
-        let stop = &mut self.stops[chosen];
-        (stop.visited, stop.is_visiting) = (Some(self.clock), true);
-        Some(Visit { server: stop.server.clone(), added: stop.added })
+        Some(self.begin(chosen))
     }
 
-    /// A visit is over. Returns whether its server is still one of these.
-    pub(super) fn end(&mut self, visit: &Visit) -> bool {
-        let stop = self.stops.iter_mut().find(|stop| stop.added == visit.added);
-        stop.map(|stop| stop.is_visiting = false).is_some()
+    /// Begins another visit to the same server, unless there is one or it was dropped.
+    pub(super) fn again(&mut self, visit: &Visit) -> Option<Visit> {
+        let at = self.stops.iter().position(|stop| stop.added == visit.added && !stop.is_visiting)?;
+        Some(self.begin(at))
+    }
+
+    fn begin(&mut self, at: usize) -> Visit {
+        self.clock += 1;
+        let stop = &mut self.stops[at];
+        (stop.visited, stop.is_visiting) = (Some(self.clock), true);
+        Visit { server: stop.server.clone(), added: stop.added }
+    }
+
+    /// A visit is over, and has reached its server or not.
+    pub(super) fn end(&mut self, visit: &Visit, reached: bool) -> Met {
+        let Some(stop) = self.stops.iter_mut().find(|stop| stop.added == visit.added) else { return Met::Dropped };
+        stop.is_visiting = false;
+        match (std::mem::replace(&mut stop.is_lost, !reached), reached) {
+            (true, true) => Met::Back,
+            (false, false) => Met::Lost,
+            (true, false) | (false, true) => Met::Known,
+        }
     }
 
     /// All visits that were under way have been given up.
@@ -107,40 +144,6 @@ impl Route {
     /// Whether the server of this visit is still one of these.
     pub(super) fn knows(&self, visit: &Visit) -> bool {
         self.stops.iter().any(|stop| stop.added == visit.added)
-    }
-}
-
-/// The time between visits: the base, and longer when they bring nothing.
-#[derive(Clone, Debug)]
-pub(super) struct Pace {
-    base: Duration,
-    longest: Duration,
-    now: Duration,
-    quiet: u32,
-}
-
-impl Pace {
-    pub(super) fn new(base: Duration, longest: Duration) -> Self {
-        let base = base.clamp(SHORTEST, LONGEST);
-        Self { base, longest: longest.clamp(base, LONGEST), now: base, quiet: 0 }
-    }
-
-    /// Something has changed, or may have.
-    pub(super) fn quicken(&mut self) {
-        (self.now, self.quiet) = (self.base, 0);
-    }
-
-    /// A visit brought nothing better. Doubles the time once that was so often enough, for this many servers.
-    pub(super) fn nothing_better(&mut self, servers: usize) {
-        self.quiet = self.quiet.saturating_add(1);
-        if self.quiet as usize > servers.max(QUIET_VISITS as usize) {
-            self.now = self.now.saturating_mul(2).min(self.longest);
-        }
-    }
-
-    /// The time to the next visit, 10 % more or less, so that clients do not fall into step.
-    pub(super) fn pause(&self) -> Duration {
-        self.now.mul_f64(0.9 + 0.2 * fastrand::f64())
     }
 }
 
@@ -163,8 +166,8 @@ mod tests {
     fn visits(route: &mut Route, is_held: impl Fn(&str) -> bool) -> BTreeMap<String, u32> {
         let mut visits = BTreeMap::new();
         for _ in 0..10_000 {
-            let visit = route.next(&is_held).unwrap();
-            assert!(route.end(&visit));
+            let visit = route.next(Among::All, &is_held).unwrap();
+            assert_eq!(route.end(&visit, true), Met::Known);
             *visits.entry(visit.server.id().to_owned()).or_default() += 1;
         }
         visits
@@ -190,8 +193,8 @@ mod tests {
         route.add("c", "127.0.0.1:4041");
         // It wins whenever it is one of the two of three that are drawn: 2 of 3 rounds.
         let rounds = (0..).take_while(|_| {
-            let visit = route.next(|_| true).unwrap();
-            route.end(&visit);
+            let visit = route.next(Among::All, |_| true).unwrap();
+            route.end(&visit, true);
             visit.server.id() != "c"
         });
         assert!(rounds.count() < 40, "(1/3)^40 is no accident");
@@ -200,53 +203,41 @@ mod tests {
     #[test]
     fn a_server_is_visited_once_at_a_time_and_none_of_none() {
         let mut route = route(&["a", "b"]);
-        let (one, other) = (route.next(|_| true).unwrap(), route.next(|_| true).unwrap());
+        let (one, other) = (route.next(Among::All, |_| true).unwrap(), route.next(Among::All, |_| true).unwrap());
         assert_ne!(one.server, other.server);
-        assert_eq!(route.next(|_| true), None, "both are being visited");
-        route.end(&one);
-        assert_eq!(route.next(|_| true).unwrap().server, one.server);
-        assert_eq!(Route::default().next(|_| true), None);
+        assert_eq!(route.next(Among::All, |_| true), None, "both are being visited");
+        route.end(&one, true);
+        assert_eq!(route.next(Among::All, |_| true).unwrap().server, one.server);
+        assert_eq!(Route::default().next(Among::All, |_| true), None);
     }
 
     #[test]
     fn a_server_that_was_dropped_is_not_the_one_of_the_same_name() {
         let mut route = route(&["a"]);
-        let visit = route.next(|_| true).unwrap();
+        let visit = route.next(Among::All, |_| true).unwrap();
         assert!(!route.add("a", "127.0.0.1:4040"), "nothing new");
         assert!(route.add("a", "127.0.0.1:4041"), "it has moved");
-        assert!(!route.knows(&visit) && !route.end(&visit));
-        assert_eq!(route.next(|_| true).unwrap().server.address(), "127.0.0.1:4041");
+        assert!(!route.knows(&visit));
+        assert_eq!(route.end(&visit, true), Met::Dropped);
+        assert_eq!(route.next(Among::All, |_| true).unwrap().server.address(), "127.0.0.1:4041");
         assert!(route.drop_server("a") && !route.drop_server("a"));
         assert_eq!(route.len(), 0);
     }
 
     #[test]
-    fn visits_in_vain_are_put_off_up_to_a_limit_and_a_change_brings_them_back() {
-        let second = Duration::from_secs(1);
-        let mut pace = Pace::new(second, 8 * second);
-        let mut waits = Vec::new();
-        for _ in 0..QUIET_VISITS + 5 {
-            pace.nothing_better(3);
-            waits.push(pace.now.as_secs());
-        }
-        assert_eq!(waits, [1, 1, 1, 1, 1, 2, 4, 8, 8, 8]);
-        pace.quicken();
-        assert_eq!(pace.now, second);
-
-        (0..20).for_each(|_| pace.nothing_better(20));
-        assert_eq!(pace.now, second, "20 servers, and each was asked once, about");
-        pace.nothing_better(20);
-        assert_eq!(pace.now, 2 * second);
-        assert_eq!(Pace::new(second, Duration::ZERO).longest, second, "never shorter than the base");
-    }
-
-    #[test]
-    fn pauses_differ_by_a_tenth_at_most() {
-        let pace = Pace::new(Duration::from_secs(1), Duration::from_secs(1));
-        let pauses: Vec<_> = (0..1_000).map(|_| pace.pause().as_millis()).collect();
-        assert!(pauses.iter().all(|pause| (900..=1_100).contains(pause)));
-        assert!(pauses.iter().any(|pause| *pause < 930) && pauses.iter().any(|pause| *pause > 1_070));
-        assert!(Pace::new(Duration::MAX, Duration::MAX).pause() > LONGEST / 2);
-        assert!(Pace::new(Duration::ZERO, Duration::ZERO).pause() > Duration::ZERO);
+    fn a_server_that_was_not_reached_is_apart_until_it_is() {
+        let mut route = route(&["a", "b"]);
+        let visit = route.next(Among::Reached, |_| true).unwrap();
+        assert!(!route.has_lost() && route.next(Among::Lost, |_| true).is_none());
+        assert_eq!(route.end(&visit, false), Met::Lost);
+        assert_eq!(route.next(Among::Reached, |_| true).map(|other| other.server == visit.server), Some(false));
+        let again = route.next(Among::Lost, |_| true).unwrap();
+        assert_eq!(again.server, visit.server);
+        assert_eq!(route.next(Among::Lost, |_| true), None, "it is being visited");
+        assert_eq!(route.end(&again, false), Met::Known);
+        let again = route.again(&again).unwrap();
+        assert_eq!((route.end(&again, true), route.has_lost()), (Met::Back, false));
+        route.drop_server(visit.server.id());
+        assert_eq!(route.again(&again), None, "it is gone");
     }
 }

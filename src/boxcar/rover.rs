@@ -12,16 +12,15 @@ use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::pace::Pace;
 use super::probe::Limits;
-use super::route::Pace;
 use super::travel::{Shared, Travel};
 use super::{Event, Pool, Server};
 
 /// The time from one visit to the next: as callosum's.
 pub const ROVING_INTERVAL: Duration = Duration::from_secs(1);
-/// The longest that this time becomes while visits bring nothing better, for a rover that fills a pool: a server that comes back
-/// after a long time is found by each client after one to three of these, and an idle client costs its servers 450 visits an hour
-/// instead of 3,600.
+/// The longest that this time becomes while visits bring nothing better, for a rover that fills a pool: an idle client costs its
+/// servers 450 visits an hour instead of 3,600. One that is not there is asked at the pace of [`ROVING_INTERVAL`] all the same.
 pub const MAX_ROVING_INTERVAL: Duration = Duration::from_secs(8);
 /// How long connecting to a server may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -33,6 +32,8 @@ pub const MAX_EVENTS: usize = 64;
 /// Visits a server at random every second, and hands on the connections and slots that it is given.
 ///
 /// It prefers servers that it has not visited for longest, and, when it fills a [`Pool`], those of which the pool holds nothing.
+/// Then it also asks those that it could not reach at a pace of their own, one every interval, and goes on to a server whose number
+/// was less than half of the highest that the pool holds, ten times in an interval, until that is so no more.
 /// A server is never visited twice at the same time. [`Boxcar`](super::Boxcar) joins a rover and a pool; a rover by itself
 /// leaves it to you which connections to keep, and keeps its interval:
 ///
@@ -86,7 +87,8 @@ impl Rover {
     }
 
     /// What that time grows to, doubling, while a pool is full and visits bring nothing better: the first time after 5 of them, or one
-    /// for each server. It is back at once when a server comes or goes, or the pool is not full. Default [`MAX_ROVING_INTERVAL`].
+    /// for each server. It is back at once when a server is added or dropped, when one comes back, or when the pool is not full.
+    /// Default [`MAX_ROVING_INTERVAL`].
     pub fn max_interval(self, max_interval: Duration) -> Self {
         Self { max_interval, ..self }
     }

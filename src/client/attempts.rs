@@ -1,7 +1,8 @@
 //! From one call to as many attempts as are safe and useful.
 //!
 //! Owns the loop: choose an endpoint, connect, open, and after a failure decide whether to go on. It must never read an
-//! answer. Look next at [`super::retry`] for the rules and [`super::response`] for who drives it.
+//! answer. Look next at [`super::retry`] for the rules, [`super::outcome`] for what a failure means, [`super::response`] for who
+//! drives it, and [`super::hedge`] for attempts that are looked after while they run.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 use super::args::Arguments;
 use super::body::Body;
 use super::call::Method;
+use super::outcome::connect_status;
 use super::pool::{Chosen, Pool, Preference};
 use super::retry::{self, Class};
 use super::stream::{Asked, Attempt};
@@ -23,12 +25,12 @@ use crate::balance::Member;
 use crate::body::{BodyError, BodyReader};
 use crate::metadata::Metadata;
 use crate::options::MAX_ATTEMPTS;
-use crate::proto::{Error, Failure, Open, OpenError};
+use crate::proto::{Open, OpenError};
 use crate::service;
-use crate::status::{Code, Execution, Status};
+use crate::status::{Execution, Status};
 use crate::transport::link::Link;
+use crate::wire::StreamId;
 use crate::wire::head::MAX_NAME;
-use crate::wire::{Refusal, StreamId};
 
 /// What was settled when the call began.
 #[derive(Debug)]
@@ -37,7 +39,7 @@ pub(super) struct Settled {
     pub(super) idle: Option<Duration>,
     pub(super) metadata: Option<Box<Metadata>>,
     pub(super) idempotent: bool,
-    pub(super) on: Option<Box<SocketAddr>>,
+    pub(super) extra: Option<Box<Extra>>,
     pub(super) preference: Option<Box<Preference>>,
     pub(super) max_attempts: u32,
     /// Attempts that a call which never ran may have, if that is more: see [`super::call`].
@@ -45,28 +47,62 @@ pub(super) struct Settled {
     pub(super) max_response: usize,
 }
 
+/// What few calls ask for. Those that do are not made the short way.
+#[derive(Debug, Default)]
+pub(super) struct Extra {
+    /// Calls this endpoint and no other.
+    pub(super) on: Option<SocketAddr>,
+    /// Asks a second endpoint when the first one is late.
+    pub(super) hedge: bool,
+    /// How long an attempt may take to be answered.
+    pub(super) attempt_timeout: Option<Duration>,
+}
+
+impl Extra {
+    /// Whether somebody has to look after an attempt while it runs, and to end it or make another one.
+    pub(super) fn is_watched(&self) -> bool {
+        self.hedge || self.attempt_timeout.is_some()
+    }
+}
+
 /// One call with its attempts.
 #[derive(Debug)]
 pub struct Attempts<A> {
-    pool: Arc<Pool>,
-    method: Method,
+    pub(super) pool: Arc<Pool>,
+    pub(super) method: Method,
     args: A,
     body: Option<Body>,
-    settled: Settled,
+    pub(super) settled: Settled,
     started: Instant,
     /// Where the next attempt goes, if that is known already.
-    chosen: Option<Ticket>,
+    pub(super) chosen: Option<Ticket>,
     tried: Vec<Arc<Member>>,
     count: u32,
     /// An attempt before this one may have run.
-    may_have_run: bool,
+    pub(super) may_have_run: bool,
 }
 
 /// Why a call failed in the end.
 #[derive(Debug)]
 pub(super) struct Failed {
-    status: Status,
-    application: Option<Bytes>,
+    pub(super) status: Status,
+    pub(super) application: Option<Bytes>,
+}
+
+/// A failed attempt, after which there may be another one.
+pub(super) struct Failing {
+    pub(super) target: Arc<Target>,
+    pub(super) class: Class,
+    pub(super) status: Status,
+    /// When the server asks to be tried again.
+    pub(super) asked: Option<Duration>,
+}
+
+impl Failing {
+    /// Before anything was sent.
+    fn unsent(ticket: &Ticket, class: Class, status: Status) -> Self {
+        Self { target: Arc::clone(ticket.target()), class, status, asked: None }
+    }
 }
 
 impl Failed {
@@ -116,7 +152,7 @@ impl<A: Arguments> Attempts<A> {
     /// Opens the first attempt if that takes no waiting; then whoever polls with `cx` is woken when its answer can be read.
     /// `None` means that [`Attempts::start`] has to do it, or to say why not.
     pub(super) fn start_now(&mut self, now: Instant, cx: &TaskContext<'_>) -> Option<Asked> {
-        if self.settled.on.is_some() || self.settled.deadline.is_some_and(|deadline| deadline <= now) {
+        if self.settled.extra.is_some() || self.settled.deadline.is_some_and(|deadline| deadline <= now) {
             return None;
         }
         if self.pool.throttle.is_armed() {
@@ -175,14 +211,15 @@ impl<A: Arguments> Attempts<A> {
             self.count += 1;
             let link = match self.connect(ticket.target()).await {
                 Ok(link) => link,
-                Err(status) => {
+                Err((class, status)) => {
                     ticket.unreachable();
-                    let target = Arc::clone(ticket.target());
+                    let failing = Failing::unsent(&ticket, class, status);
                     drop(ticket);
-                    self.go_on(&target, Class::NeverSent, status, None).await?;
+                    self.go_on(failing).await?;
                     continue;
                 }
             };
+            self.check_fit(ticket.target())?;
             if let Some(attempt) = self.open(ticket, link).await? {
                 return Ok(attempt);
             }
@@ -190,8 +227,8 @@ impl<A: Arguments> Attempts<A> {
     }
 
     async fn choose(&mut self) -> Result<Ticket, Failed> {
-        if let Some(addr) = &self.settled.on {
-            return Ok(self.pool.at(**addr));
+        if let Some(addr) = self.tied_to() {
+            return Ok(self.pool.at(addr));
         }
         if let Some(ticket) = self.chosen.take() {
             return Ok(ticket);
@@ -201,7 +238,29 @@ impl<A: Arguments> Attempts<A> {
         picked.map_err(|status| self.failed(None, status))
     }
 
-    async fn connect(&self, target: &Arc<Target>) -> Result<Arc<Link>, Status> {
+    /// The only endpoint that the call may use, if there is one.
+    pub(super) fn tied_to(&self) -> Option<SocketAddr> {
+        self.settled.extra.as_ref().and_then(|extra| extra.on)
+    }
+
+    /// Whether somebody has to look after its attempts while they run.
+    pub(super) fn is_watched(&self) -> bool {
+        self.settled.extra.as_ref().is_some_and(|extra| extra.is_watched())
+    }
+
+    /// A call that may be run twice must be one that does no harm then, which is known once there is a hello.
+    fn check_fit(&self, target: &Arc<Target>) -> Result<(), Failed> {
+        if !self.is_watched() || self.may_have_run || self.is_idempotent(target) {
+            return Ok(());
+        }
+        let status = Status::failed_precondition(
+            "`.hedge()` and `.attempt_timeout()` may run the method twice, and nothing says that this does no harm: declare it \
+             idempotent in the service, say `.idempotent()` for the call, or leave them out",
+        );
+        Err(self.failed(Some(target), status.with_execution(Execution::Never)))
+    }
+
+    async fn connect(&self, target: &Arc<Target>) -> Result<Arc<Link>, (Class, Status)> {
         if let Some(link) = target.connected() {
             return Ok(link);
         }
@@ -209,15 +268,16 @@ impl<A: Arguments> Attempts<A> {
         let outcome = match self.settled.deadline {
             None => connecting.await,
             Some(deadline) => tokio::time::timeout_at(deadline, connecting).await.map_err(|_| {
-                Status::deadline_exceeded("the deadline passed while connecting").with_execution(Execution::Never)
+                let status = Status::deadline_exceeded("the deadline passed while connecting");
+                (Class::NeverSent, status.with_execution(Execution::Never))
             })?,
         };
-        outcome.map_err(|error| connect_status(&error))
+        outcome.map_err(|error| (Class::of_connecting(&error), connect_status(&error)))
     }
 
     /// Opens the call; `None` means: go on with another attempt.
     async fn open(&mut self, mut ticket: Ticket, mut link: Arc<Link>) -> Result<Option<Attempt>, Failed> {
-        let mut waited = false;
+        let (mut waited, mut turn) = (false, None);
         loop {
             if self.has_deadline_passed() {
                 let status = Status::deadline_exceeded(if waited {
@@ -249,22 +309,29 @@ impl<A: Arguments> Attempts<A> {
                 OpenError::Draining | OpenError::Closed => {
                     let status = Status::unavailable("the connection closed before the call left");
                     let status = status.with_execution(Execution::Never);
-                    let target = Arc::clone(ticket.target());
+                    let failing = Failing::unsent(&ticket, Class::NeverSent, status);
                     drop(ticket);
-                    self.go_on(&target, Class::NeverSent, status, None).await?;
+                    self.go_on(failing).await?;
                     return Ok(None);
                 }
                 OpenError::Full => {
-                    let elsewhere = if self.settled.on.is_none() { self.pool.with_room() } else { None };
+                    if let Some(other) = ticket.target().with_room() {
+                        // The next calls go there, too.
+                        self.pool.keep_route(ticket.target(), Arc::clone(&other));
+                        link = other;
+                        continue;
+                    }
+                    let elsewhere = if self.tied_to().is_none() { self.pool.with_room() } else { None };
                     if let Some(other) = elsewhere {
-                        (ticket, link) = other;
+                        ((ticket, link), turn) = (other, None);
                         continue;
                     }
                     waited = true;
-                    let free = link.slot_free();
+                    let place = ticket.target().place(&self.pool.identity, &mut turn);
                     let until = self.settled.deadline.unwrap_or_else(|| Instant::now() + crate::options::DEADLINE);
                     // Either a place is free or the deadline has passed, which the next round finds out.
-                    let _ = tokio::time::timeout_at(until, free).await;
+                    let _ = tokio::time::timeout_at(until, place).await;
+                    link = ticket.target().connected().unwrap_or(link);
                     continue;
                 }
             };
@@ -276,112 +343,99 @@ impl<A: Arguments> Attempts<A> {
         self.settled.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 
-    /// Decides what a failed attempt means: `Ok` to start another, or the error of the call.
-    pub(super) async fn after(&mut self, mut attempt: Attempt, error: BodyError) -> Result<(), Failed> {
-        let target = Arc::clone(attempt.target());
-        if let BodyError::Failed(failure) = &error {
-            self.note(&mut attempt, failure);
+    /// Opens a second attempt of a call that is one message, beside one that runs. It may come to nothing, also because this server does
+    /// not say that running the method twice does no harm.
+    pub(super) fn open_beside(&mut self, mut ticket: Ticket, link: Arc<Link>) -> Option<Attempt> {
+        if !self.is_idempotent(ticket.target()) {
+            return None;
         }
-        drop(attempt);
-        let failure = match error {
-            BodyError::Failed(failure) => failure,
-            BodyError::Truncated => {
-                let status = Status::data_loss("the answer ends within a message").with_execution(Execution::Maybe);
-                return Err(self.failed(Some(&target), status));
-            }
-            // Only servers count messages under way.
-            BodyError::NoRoom => Failure::Truncated,
-            BodyError::TooLong { len, limit } => {
-                let option = match self.method.described().and_then(|method| method.max_response) {
-                    Some(_) => "`max_response` of the method",
-                    None => "`max_message` here",
-                };
-                let text = format!("an answer of {len} bytes exceeds the limit of {limit}; raise {option}");
-                let status = Status::resource_exhausted(text).with_execution(Execution::Done);
-                return Err(self.failed(Some(&target), status));
-            }
-        };
-        let class = Class::of(&failure);
-        let asked = match &failure {
-            Failure::Refused { retry_after, .. } => *retry_after,
-            _ => None,
-        };
-        if let Failure::Refused { reason: Refusal::Busy, .. } = failure {
-            let now = Instant::now();
-            if let Some(overloaded) = self.pool.throttle.refused(now, || self.pool.budget.recent(now)) {
-                let (status, _) = self.status_of(failure);
-                let text = format!("{overloaded}; {}", status.message());
-                return Err(self.failed(Some(&target), status.with_message(text)));
-            }
-        }
-        let (status, application) = self.status_of(failure);
-        if application.is_some() {
-            let status = self.failed(Some(&target), status).status;
-            return Err(Failed { status, application });
-        }
-        self.go_on(&target, class, status, asked).await
+        let now = Instant::now();
+        let head = self.head(u8::try_from(self.count).unwrap_or(u8::MAX));
+        let id = link.open(head, now.into_std(), None, |out| self.args.encode(out)).ok()?;
+        self.count += 1;
+        ticket.sent(now);
+        Some(Attempt::new(BodyReader::new(link, id, self.settled.max_response), ticket))
     }
 
-    /// Tells balancing what a failure says of the endpoint. Whatever the application says speaks for it, except that it is
-    /// unavailable: whoever says only that, at once, must not seem to be the fastest of all.
-    fn note(&self, attempt: &mut Attempt, failure: &Failure) {
-        match failure {
-            // One full method says nothing of the others.
-            Failure::Refused { reason: Refusal::MethodBusy, .. } => attempt.ticket().declined(),
-            Failure::Refused { retry_after, .. } => attempt.ticket().refused(*retry_after),
-            Failure::Lost { .. } => {
-                attempt.target().lost(attempt.link());
-                attempt.ticket().unreachable();
-                self.pool.refresh();
-            }
-            Failure::Deadline { sent: true, answered: false } => attempt.ticket().failed(),
-            Failure::Status { status, answered: false } if status.code == Code::Unavailable.number() && !status.app => {
-                attempt.ticket().failed();
-            }
-            Failure::Status { .. } => attempt.ticket().answered(),
-            Failure::Deadline { .. } | Failure::Idle { .. } | Failure::NotAccepted | Failure::Truncated => {}
+    /// Who else can be asked while the attempt at `first` runs: somebody who is well and whom the call has not tried, unless it is tied to
+    /// one, or the service has more to do than it can. If the first one is to go on, so that this one is `added`, half of the
+    /// others must be well, too.
+    pub(super) fn choose_beside(&self, first: &Arc<Target>, now: Instant, added: bool) -> Option<Ticket> {
+        if self.tied_to().is_some() || self.pool.throttle.is_armed() {
+            return None;
         }
+        let used = self.tried.iter().chain([first.member()]).cloned().collect::<Vec<_>>();
+        self.pool.choose_beside(self.settled.preference.as_deref(), &used, now, added)
+    }
+
+    /// Decides what a failed attempt means: `Ok` to start another, or the error of the call.
+    pub(super) async fn after(&mut self, attempt: Attempt, error: BodyError) -> Result<(), Failed> {
+        let failing = self.judge(attempt, error)?;
+        self.go_on(failing).await
     }
 
     /// Waits for the next attempt if there may be one; otherwise the error of the call.
-    async fn go_on(
-        &mut self,
-        target: &Arc<Target>,
-        class: Class,
-        status: Status,
-        asked: Option<Duration>,
-    ) -> Result<(), Failed> {
-        // When to come back is said of this server; another one may be asked at once.
-        let elsewhere = self.settled.on.is_none() && self.pool.has_another(target, &self.tried);
-        let asked = asked.filter(|_| !elsewhere);
-        let delay = retry::delay(class, self.count, asked);
-        let in_time =
-            delay <= retry::MAX_ASKED && self.settled.deadline.is_none_or(|deadline| Instant::now() + delay < deadline);
-        let most = if class.never_ran() { self.settled.max_failovers } else { self.settled.max_attempts };
-        if !class.allows(self.is_idempotent(target)) || self.count >= most.min(MAX_ATTEMPTS) || !in_time {
-            return Err(self.failed(Some(target), status));
-        }
-        if let Some(body) = &self.body {
-            if !body.can_replay().await {
-                return Err(self.failed(Some(target), status));
+    async fn go_on(&mut self, failing: Failing) -> Result<(), Failed> {
+        let Failing { target, class, status, asked } = failing;
+        let delay = match self.may_go_on(&target, class, asked).await {
+            Ok(delay) => delay,
+            Err(None) => return Err(self.failed(Some(&target), status)),
+            Err(Some(why)) => {
+                let text = format!("{}; not tried again, because {why}", status.message());
+                return Err(self.failed(Some(&target), status.with_message(text)));
             }
-        }
-        if !self.pool.budget.retry(Instant::now()) {
-            let text =
-                format!("{}; not tried again, because the retry budget of the service is used up", status.message());
-            return Err(self.failed(Some(target), status.with_message(text)));
-        }
-        self.may_have_run |= !class.never_ran();
-        if !self.tried.iter().any(|tried| Arc::ptr_eq(tried, target.member())) {
-            self.tried.push(Arc::clone(target.member()));
-        }
+        };
+        self.set_aside(&target, class);
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
         Ok(())
     }
 
-    fn is_idempotent(&self, target: &Target) -> bool {
+    /// The pause before another attempt, which is taken out of the budget, if there may be one. Otherwise why not, where the failure does not
+    /// say it.
+    pub(super) async fn may_go_on(
+        &self,
+        target: &Arc<Target>,
+        class: Class,
+        asked: Option<Duration>,
+    ) -> Result<Duration, Option<&'static str>> {
+        // When to come back is said of this server, unless its handler says it; another one may be asked at once.
+        let is_said_of_it = class.never_ran();
+        let elsewhere = self.tied_to().is_none() && self.pool.has_another(target, &self.tried);
+        let asked = asked.filter(|_| !(is_said_of_it && elsewhere));
+        let delay = retry::delay(class, self.count, asked);
+        let in_time =
+            delay <= retry::MAX_ASKED && self.settled.deadline.is_none_or(|deadline| Instant::now() + delay < deadline);
+        let most = if class.never_ran() { self.settled.max_failovers } else { self.settled.max_attempts };
+        if !class.allows(self.is_idempotent(target), elsewhere) || self.count >= most.min(MAX_ATTEMPTS) || !in_time {
+            return Err(None);
+        }
+        if let Some(body) = &self.body {
+            if !body.can_replay().await {
+                return Err(None);
+            }
+        }
+        if !self.pool.budget.retry(Instant::now()) {
+            return Err(Some("the retry budget of the service is used up"));
+        }
+        Ok(delay)
+    }
+
+    /// Whether one attempt more may be made of a call that may run twice.
+    pub(super) fn has_attempts_left(&self) -> bool {
+        self.count < self.settled.max_attempts.min(MAX_ATTEMPTS)
+    }
+
+    /// Remembers an attempt that has failed.
+    pub(super) fn set_aside(&mut self, target: &Arc<Target>, class: Class) {
+        self.may_have_run |= !class.never_ran();
+        if !self.tried.iter().any(|tried| Arc::ptr_eq(tried, target.member())) {
+            self.tried.push(Arc::clone(target.member()));
+        }
+    }
+
+    pub(super) fn is_idempotent(&self, target: &Target) -> bool {
         self.settled.idempotent || target.says_idempotent(self.method.name())
     }
 
@@ -399,51 +453,4 @@ impl<A: Arguments> Attempts<A> {
         }
         Failed { status, application: None }
     }
-
-    fn status_of(&self, failure: Failure) -> (Status, Option<Bytes>) {
-        let ran = |sent| if sent { Execution::Maybe } else { Execution::Never };
-        let status = match failure {
-            Failure::Status { status, .. } => {
-                let application = if status.app { status.details.clone() } else { None };
-                return (status.into_status(), application);
-            }
-            Failure::Refused { reason: Refusal::Draining, text, .. } => {
-                Status::unavailable(format!("the server is leaving: {text}")).with_execution(Execution::Never)
-            }
-            Failure::Refused { text, retry_after, .. } => {
-                let status = Status::resource_exhausted(format!("the server is busy: {text}"));
-                let status = if let Some(after) = retry_after { status.with_retry_after(after) } else { status };
-                status.with_execution(Execution::Never)
-            }
-            Failure::NotAccepted => Status::unavailable("the server is leaving").with_execution(Execution::Never),
-            Failure::Lost { error, sent, .. } => {
-                Status::unavailable(format!("connection lost: {error}")).with_execution(ran(sent))
-            }
-            Failure::Deadline { sent, .. } => {
-                let waited = self.elapsed();
-                Status::deadline_exceeded(format!("no answer within {waited:.1?}")).with_execution(ran(sent))
-            }
-            Failure::Idle { sent, .. } => {
-                let idle = self.settled.idle.unwrap_or_default();
-                Status::deadline_exceeded(format!("nothing moved for {idle:?}; allow more with `.idle_timeout()`"))
-                    .with_execution(ran(sent))
-            }
-            Failure::Truncated => Status::data_loss("the answer was cut short").with_execution(Execution::Maybe),
-        };
-        (status, None)
-    }
-}
-
-/// What a failure to connect means to the caller.
-fn connect_status(error: &Arc<Error>) -> Status {
-    let text = match &**error {
-        Error::Io { kind: std::io::ErrorKind::UnexpectedEof, .. } => {
-            "the peer closed the connection before hello".to_owned()
-        }
-        Error::Io { kind, .. } if *kind != std::io::ErrorKind::TimedOut && *kind != std::io::ErrorKind::Other => {
-            kind.to_string()
-        }
-        error => error.to_string(),
-    };
-    Status::unavailable(text).with_execution(Execution::Never).with_source(Error::clone(error))
 }

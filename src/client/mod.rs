@@ -7,11 +7,16 @@ pub(crate) mod args;
 mod attempts;
 mod body;
 pub(crate) mod call;
+mod dial;
+mod hedge;
+mod latencies;
+mod outcome;
 mod pick;
 mod pool;
 mod response;
 mod retry;
 mod route;
+mod rover;
 mod stream;
 mod target;
 mod throttle;
@@ -47,7 +52,7 @@ impl Channel {
 
     /// The service that it calls.
     pub fn service(&self) -> &str {
-        self.pool.service()
+        self.pool.asked()
     }
 
     /// Calls through this channel, and through clients made from it, choose endpoints by this policy instead of the node's.

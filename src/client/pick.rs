@@ -67,11 +67,11 @@ impl Pick {
         tokio::select! {
             biased;
             () = cancelled => {
-                let text = format!("the pick of an instance of `{}` was cancelled", self.pool.service());
+                let text = format!("the pick of an instance of `{}` was cancelled", self.pool.asked());
                 Err(Status::cancelled(text).with_execution(Execution::Never))
             }
             picked = self.pool.pick_endpoint(Some(&self.preference), at(Instant::now(), limit)) => picked?.map_err(|why| {
-                let text = format!("picked no instance of `{}` within {limit:?}: {why}", self.pool.service());
+                let text = format!("picked no instance of `{}` within {limit:?}: {why}", self.pool.asked());
                 Status::deadline_exceeded(text).with_execution(Execution::Never)
             }),
         }
@@ -89,6 +89,6 @@ impl IntoFuture for Pick {
 
 impl fmt::Debug for Pick {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pick").field("service", &self.pool.service()).finish_non_exhaustive()
+        f.debug_struct("Pick").field("service", &self.pool.asked()).finish_non_exhaustive()
     }
 }

@@ -5,15 +5,17 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::call::at;
+use super::hedge::Hedging;
 use super::retry::Budget;
 use super::route::{Place, Route};
+use super::rover::Rover;
 use super::target::Target;
 use super::throttle::Throttle;
 use super::ticket::Ticket;
@@ -28,23 +30,43 @@ use crate::transport::link::Link;
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) service: Arc<str>,
+    /// The same as it was asked for, perhaps with a version: `calc@^1.2`.
+    pub(crate) asked: Arc<str>,
     pub(crate) node: Arc<str>,
     pub(crate) incarnation: u64,
     pub(crate) options: Options,
     wants_load: AtomicBool,
+    /// Nanoseconds from one question of the rover to the next; 0 is none.
+    roving: AtomicU64,
 }
 
 impl Identity {
-    pub(crate) fn new(service: Arc<str>, node: Arc<str>, incarnation: u64, options: Options) -> Self {
-        let wants_load = AtomicBool::new(options.balance.wants_load());
-        Self { service, node, incarnation, options, wants_load }
+    pub(crate) fn new(asked: Arc<str>, node: Arc<str>, incarnation: u64, options: Options) -> Self {
+        let policy = Arc::clone(&options.balance);
+        let service = asked.split_once('@').map_or_else(|| Arc::clone(&asked), |(name, _)| name.into());
+        let (wants_load, roving) = (AtomicBool::new(false), AtomicU64::new(0));
+        let identity = Self { service, asked, node, incarnation, options, wants_load, roving };
+        identity.ask_for_load(&policy);
+        identity
     }
 
-    /// Lets connections that are made from now on ask servers for their load, if a policy wants that.
+    /// Lets connections that are made from now on ask servers for their load, and a rover ask for more, if a policy wants that.
     pub(super) fn ask_for_load(&self, policy: &impl Balancer) {
         if policy.wants_load() {
             self.wants_load.store(true, Ordering::Relaxed);
         }
+        if let Some(interval) = policy.roving() {
+            let interval = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX).max(1);
+            let shorter = |known: u64| Some(interval).filter(|interval| known == 0 || *interval < known);
+            // That nothing is shorter is no error.
+            let _ = self.roving.fetch_update(Ordering::Relaxed, Ordering::Relaxed, shorter);
+        }
+    }
+
+    /// How often servers are asked for it where no calls are made.
+    pub(super) fn roving(&self) -> Option<Duration> {
+        let interval = self.roving.load(Ordering::Relaxed);
+        (interval > 0).then(|| Duration::from_nanos(interval))
     }
 
     /// Whether servers are asked how busy they are.
@@ -71,6 +93,8 @@ pub(crate) struct Pool {
     pub(super) identity: Arc<Identity>,
     pub(super) budget: Budget,
     pub(super) throttle: Throttle,
+    pub(super) rover: Rover,
+    pub(super) hedging: Hedging,
     registry: Result<Arc<dyn Registry>, RegistryError>,
     /// With when it began, which is with the first call.
     watch: OnceLock<(Watch, Instant)>,
@@ -111,7 +135,7 @@ type Members = HashMap<(SocketAddr, Option<u64>), Arc<Member>>;
 impl Pool {
     pub(crate) fn new(identity: Identity, registry: Result<Arc<dyn Registry>, RegistryError>) -> Self {
         let now = Instant::now();
-        let fleet = Arc::new(Fleet::new(now.into_std()));
+        let fleet = Arc::new(Fleet::new(Arc::clone(&identity.service), now.into_std()));
         let group = Group::new(Vec::new(), fleet, identity.incarnation, now.into_std());
         let nothing = Set {
             snapshot: Arc::new(Endpoints::unknown()),
@@ -126,6 +150,8 @@ impl Pool {
             identity: Arc::new(identity),
             budget: Budget::new(),
             throttle: Throttle::new(),
+            rover: Rover::default(),
+            hedging: Hedging::default(),
             registry,
             watch: OnceLock::new(),
             set: RwLock::new(nothing),
@@ -138,8 +164,9 @@ impl Pool {
         self.budget.unused(Instant::now())
     }
 
-    pub(crate) fn service(&self) -> &str {
-        &self.identity.service
+    /// What is called, as it was asked for.
+    pub(crate) fn asked(&self) -> &str {
+        &self.identity.asked
     }
 
     fn watch(&self) -> &Watch {
@@ -150,7 +177,7 @@ impl Pool {
     fn watched(&self) -> &(Watch, Instant) {
         self.watch.get_or_init(|| {
             let watch = match &self.registry {
-                Ok(registry) => registry.watch(&self.identity.service),
+                Ok(registry) => registry.watch(&self.identity.asked),
                 Err(_) => Watch::fixed(Endpoints::unknown()),
             };
             (watch, Instant::now())
@@ -178,7 +205,8 @@ impl Pool {
     }
 
     /// Chooses a target for a first attempt, if there is one now.
-    pub(super) fn choose_now(&self, preference: Option<&Preference>, now: Instant) -> Option<Chosen> {
+    pub(super) fn choose_now(self: &Arc<Self>, preference: Option<&Preference>, now: Instant) -> Option<Chosen> {
+        self.rove();
         self.look(|set| {
             let choice = self.prefer(set, preference, &[], now, true)?;
             match set.routes.get(choice.position) {
@@ -207,11 +235,12 @@ impl Pool {
 
     /// Chooses a target; waits until there is one, at most until `deadline` or as long as the options say.
     pub(super) async fn pick(
-        &self,
+        self: &Arc<Self>,
         preference: Option<&Preference>,
         tried: &[Arc<Member>],
         deadline: Option<Instant>,
     ) -> Result<Ticket, Status> {
+        self.rove();
         let choose = |set: &Set| self.choose(set, preference, tried, Instant::now());
         if let Some(ticket) = self.look(choose) {
             return Ok(ticket);
@@ -267,6 +296,25 @@ impl Pool {
         set.usable.get(choice.position).map(|target| set.ticket(target, choice.is_probe, now))
     }
 
+    /// Chooses a target for an attempt beside or after others of the same call, if there is one that is well. One that is `added` to what the
+    /// service has to do needs more of them.
+    pub(super) fn choose_beside(
+        &self,
+        preference: Option<&Preference>,
+        used: &[Arc<Member>],
+        now: Instant,
+        added: bool,
+    ) -> Option<Ticket> {
+        let (policy, request) = self.wanted(preference, now, true);
+        self.look(|set| {
+            if added && set.group.is_in_panic(used, now.into_std()) {
+                return None;
+            }
+            let position = set.group.choose_beside(policy, request, used)?;
+            set.usable.get(position).map(|target| set.ticket(target, false, now))
+        })
+    }
+
     fn prefer(
         &self,
         set: &Set,
@@ -275,6 +323,17 @@ impl Pool {
         now: Instant,
         is_call: bool,
     ) -> Option<Choice> {
+        let (policy, request) = self.wanted(preference, now, is_call);
+        set.group.choose(policy, request, tried)
+    }
+
+    /// By which policy to choose, and for what.
+    fn wanted<'a>(
+        &'a self,
+        preference: Option<&'a Preference>,
+        now: Instant,
+        is_call: bool,
+    ) -> (&'a dyn Balancer, Request<'a>) {
         let options = &self.identity.options;
         let policy = preference.and_then(|preference| preference.policy.as_deref()).unwrap_or(&*options.balance);
         let request = Request {
@@ -283,12 +342,29 @@ impl Pool {
             is_call,
             now: now.into_std(),
         };
-        set.group.choose(policy, request, tried)
+        (policy, request)
     }
 
     /// What is known of each usable endpoint.
     pub(super) fn states(&self) -> Vec<EndpointState> {
-        self.look(|set| set.group.states(Instant::now().into_std()))
+        let seats = self.seats().into_iter();
+        seats.map(|(state, target)| EndpointState { connections: target.connections(), ..state }).collect()
+    }
+
+    /// The same, each with its target.
+    pub(super) fn seats(&self) -> Vec<(EndpointState, Arc<Target>)> {
+        let seats = |set: &Set| {
+            let states = set.group.states(Instant::now().into_std());
+            states.into_iter().zip(set.usable.iter().map(Arc::clone)).collect()
+        };
+        self.look(seats)
+    }
+
+    /// Sees to it that endpoints are asked how busy they are, if a policy wants that.
+    fn rove(self: &Arc<Self>) {
+        if self.identity.roving().is_some() {
+            self.rover.start(self);
+        }
     }
 
     /// The target with this address, whether the registry lists it or not.
@@ -307,7 +383,7 @@ impl Pool {
             unlisted.pop_front();
         }
         // In a fleet of its own: it is no alternative to anybody.
-        let member = Member::new(addr, Arc::new(Fleet::new(now.into_std())));
+        let member = Member::new(addr, Arc::new(Fleet::new(Arc::clone(&self.identity.service), now.into_std())));
         let target = Arc::new(Target::new(Arc::new(Endpoint::new(addr)), Arc::new(member)));
         unlisted.push_back(Arc::clone(&target));
         Ticket::new(target, None, false)
@@ -325,7 +401,7 @@ impl Pool {
     pub(super) fn with_room(&self) -> Option<(Ticket, Arc<Link>)> {
         self.look(|set| {
             set.usable.iter().find_map(|target| {
-                let link = target.connected().filter(|link| link.has_room())?;
+                let link = target.with_room()?;
                 Some((set.ticket(target, false, Instant::now()), link))
             })
         })
@@ -340,7 +416,7 @@ impl Pool {
     fn nobody(&self, set: &Set) -> String {
         let Endpoints { freshness, endpoints, problem, .. } = &*set.snapshot;
         let (service, registry) = (
-            &self.identity.service,
+            &self.identity.asked,
             self.registry.as_ref().map_or_else(ToString::to_string, |registry| registry.describe()),
         );
         match (freshness, endpoints.len(), problem) {

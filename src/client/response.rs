@@ -171,7 +171,8 @@ impl<T: DeserializeOwned + Send + 'static> Response for All<T> {
 }
 
 /// A stream of items. The call is made when it is awaited, without waiting for the server; what fails before the first item and
-/// is safe to repeat is repeated behind the stream.
+/// is safe to repeat is repeated behind the stream. Only where somebody has to look after the attempts until one is answered, the first
+/// item is waited for.
 #[derive(Debug)]
 pub struct Items<T, E>(PhantomData<fn() -> (T, E)>);
 
@@ -186,13 +187,22 @@ impl<T: DeserializeOwned + Send + 'static, E: Failure> Response for Items<T, E> 
         _limit: usize,
     ) -> Result<(Self::Output, CallInfo), E> {
         debug_assert!(begun.is_none(), "a stream has no short way");
-        let attempt = attempts.start().await.map_err(Failed::into_error::<E>)?;
-        let info = info(&attempts, attempt.target(), attempt.metadata());
-        let metadata = Arc::default();
+        let metadata = Arc::<OnceLock<Metadata>>::default();
+        let (begun, state, info) = if attempts.is_watched() {
+            let (item, attempt) = first(&mut attempts, None).await.map_err(Failed::into_error::<E>)?;
+            let info = info(&attempts, attempt.target(), attempt.metadata());
+            // Set once: nobody else has it yet.
+            let _ = metadata.set(attempt.metadata());
+            (true, item.map_or(ItemState::Over, |item| ItemState::Begun(item, attempt)), info)
+        } else {
+            let attempt = attempts.start().await.map_err(Failed::into_error::<E>)?;
+            let info = info(&attempts, attempt.target(), attempt.metadata());
+            (false, ItemState::Open(attempt), info)
+        };
         let items = ItemStream {
-            state: ItemState::Open(attempt),
+            state,
             attempts: Some(attempts),
-            begun: false,
+            begun,
             metadata: Arc::clone(&metadata),
             item: PhantomData::<fn() -> (T, E)>,
         };
@@ -234,6 +244,10 @@ async fn first<A: Arguments>(
     attempts: &mut Attempts<A>,
     mut begun: Option<Attempt>,
 ) -> Result<(Option<Bytes>, Attempt), Failed> {
+    if begun.is_none() && attempts.is_watched() {
+        // Boxed, because it is large and few calls have it.
+        return Box::pin(attempts.watched()).await;
+    }
     loop {
         let mut attempt = match begun.take() {
             Some(attempt) => attempt,
@@ -299,6 +313,8 @@ struct ItemStream<A, T, E> {
 }
 
 enum ItemState<A> {
+    /// The first item has come.
+    Begun(Bytes, Attempt),
     Open(Attempt),
     Starting(BoxFuture<'static, (Attempts<A>, Result<Attempt, Failed>)>),
     Over,
@@ -314,6 +330,13 @@ impl<A: Arguments, T: DeserializeOwned + 'static, E: Failure> Source<T, E> for I
         loop {
             match &mut self.state {
                 ItemState::Over => return Poll::Ready(None),
+                ItemState::Begun(..) => {
+                    let begun = std::mem::replace(&mut self.state, ItemState::Over);
+                    let (ItemState::Begun(item, attempt), Some(attempts)) = (begun, &self.attempts) else { continue };
+                    let item = decode(attempts, attempt.target(), &item);
+                    self.state = ItemState::Open(attempt);
+                    return Poll::Ready(Some(item));
+                }
                 ItemState::Starting(starting) => {
                     let (attempts, result) = ready!(starting.as_mut().poll(cx));
                     self.attempts = Some(attempts);

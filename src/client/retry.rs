@@ -2,6 +2,18 @@
 //!
 //! Owns the classes of failures, the back-off and the budget. It must never choose an endpoint. Look next at
 //! [`super::attempts`], which asks.
+//!
+//! | class | what happened | tried again | first pause |
+//! | --- | --- | --- | --- |
+//! | R0, never sent | no connection came about, or it was lost while the call was still in this process's buffer | any call | none |
+//! | R1, not processed | the server refused it as busy or leaving, or said with DRAIN that it had not accepted it | any call | none, or as the server says if nobody else can be asked |
+//! | R2, may have run | sent, and no byte of an answer came before the connection was lost or the attempt's own time was up | if idempotent | below 25 ms |
+//! | R3, final | a byte of an answer had come; any other failure that the handler or the server answered with; the deadline | never | |
+//! | R4, retryable | the handler answered with a status that says [`retryable`](crate::Status::retryable), and no byte of an answer | any call | below 25 ms, or as the handler says |
+//!
+//! R0 to R3 are gRPC's (A6): what has not been processed is tried again without asking, the beginning of an answer commits. R4 is the
+//! handler's word that it has done nothing, as when a transaction lost against another one. It is the status that carries the word, so a
+//! method with an error type of its own cannot give it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,19 +21,23 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::proto::Failure;
+use crate::proto::{CloseReason, Error, Failure};
 
 /// What is known of a failed attempt, as far as trying again is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
     /// R0. Never handed to the kernel, or no connection came about: any call may be tried again.
     NeverSent,
+    /// R0 too, but somebody else is at that address and will be there in a moment as well: tried again only elsewhere.
+    WrongPeer,
     /// R1. The server says that it did not process it: any call may be tried again.
     NotProcessed,
     /// R2. Sent, and no byte of an answer came: only an idempotent call may be tried again.
     MaybeRan,
     /// R3. An answer had begun, or the outcome is final: never tried again.
     Final,
+    /// R4. The handler says that nothing speaks against it: any call may be tried again.
+    Retryable,
 }
 
 impl Class {
@@ -31,6 +47,7 @@ impl Class {
             Failure::Refused { .. } | Failure::NotAccepted => Self::NotProcessed,
             Failure::Lost { sent: false, .. } => Self::NeverSent,
             Failure::Lost { sent: true, answered: false, .. } => Self::MaybeRan,
+            Failure::Status { status, answered: false } if status.retryable && !status.app => Self::Retryable,
             Failure::Lost { answered: true, .. }
             | Failure::Status { .. }
             | Failure::Deadline { .. }
@@ -39,10 +56,21 @@ impl Class {
         }
     }
 
-    /// Whether a call may be tried again after it.
-    pub(super) fn allows(self, idempotent: bool) -> bool {
+    /// The class of a connection that did not come about.
+    pub(super) fn of_connecting(error: &Error) -> Self {
+        match error {
+            Error::WrongService { .. }
+            | Error::Version
+            | Error::PeerClosed { reason: CloseReason::WrongService | CloseReason::Version, .. } => Self::WrongPeer,
+            _ => Self::NeverSent,
+        }
+    }
+
+    /// Whether a call may be tried again after it, at best at an endpoint that it has not tried if there is one `elsewhere`.
+    pub(super) fn allows(self, idempotent: bool, elsewhere: bool) -> bool {
         match self {
-            Self::NeverSent | Self::NotProcessed => true,
+            Self::NeverSent | Self::NotProcessed | Self::Retryable => true,
+            Self::WrongPeer => elsewhere,
             Self::MaybeRan => idempotent,
             Self::Final => false,
         }
@@ -50,7 +78,7 @@ impl Class {
 
     /// Whether the handler provably never ran.
     pub(super) fn never_ran(self) -> bool {
-        matches!(self, Self::NeverSent | Self::NotProcessed)
+        matches!(self, Self::NeverSent | Self::WrongPeer | Self::NotProcessed)
     }
 }
 
@@ -163,7 +191,12 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::proto::Error;
+    use crate::status::Status;
+    use crate::wire::{Refusal, WireStatus};
 
     #[tokio::test(start_paused = true)]
     async fn the_budget_is_a_fifth_of_the_calls_and_ten_a_second() {
@@ -179,12 +212,50 @@ mod tests {
         assert_eq!(allowed, 10 * 10, "calls and retries of the last window are forgotten");
     }
 
+    fn said(answered: bool, edit: impl FnOnce(&mut WireStatus)) -> Failure {
+        let mut status = WireStatus::from(&Status::aborted("lost against another one"));
+        edit(&mut status);
+        Failure::Status { status, answered }
+    }
+
+    #[test]
+    fn each_class_ends_where_the_next_one_begins() {
+        let lost = |sent, answered| Failure::Lost { error: Arc::new(Error::Closed), sent, answered };
+        let refused = |reason| Failure::Refused { reason, retry_after: None, text: String::new() };
+        // Whether any call is tried again, and one that is idempotent.
+        let (any, idempotent, none) = ((true, true), (false, true), (false, false));
+        let cases = [
+            (lost(false, false), Class::NeverSent, any),
+            (refused(Refusal::Busy), Class::NotProcessed, any),
+            (refused(Refusal::MethodBusy), Class::NotProcessed, any),
+            (refused(Refusal::Draining), Class::NotProcessed, any),
+            (Failure::NotAccepted, Class::NotProcessed, any),
+            (lost(true, false), Class::MaybeRan, idempotent),
+            (lost(true, true), Class::Final, none),
+            (Failure::Truncated, Class::Final, none),
+            (Failure::Deadline { sent: false, answered: false }, Class::Final, none),
+            (Failure::Idle { sent: true, answered: false }, Class::Final, none),
+            (said(false, |status| status.retryable = true), Class::Retryable, any),
+            (said(false, |_| {}), Class::Final, none),
+            (said(false, |status| status.retry_after = Some(1)), Class::Final, none),
+            (said(true, |status| status.retryable = true), Class::Final, none),
+            (said(false, |status| (status.retryable, status.app) = (true, true)), Class::Final, none),
+        ];
+        for (failure, class, (any, idempotent)) in cases {
+            assert_eq!(Class::of(&failure), class, "{failure:?}");
+            assert_eq!((class.allows(false, true), class.allows(true, true)), (any, idempotent), "{failure:?}");
+        }
+    }
+
     #[test]
     fn the_first_failover_of_a_call_that_never_ran_goes_at_once() {
         assert_eq!(delay(Class::NeverSent, 1, None), Duration::ZERO);
         assert_eq!(delay(Class::NotProcessed, 1, None), Duration::ZERO);
-        for failed in 1..40 {
-            assert!(delay(Class::MaybeRan, failed, None) <= CAP);
+        for (failed, most) in [(1, BASE), (2, 2 * BASE), (6, 32 * BASE), (7, CAP), (40, CAP)] {
+            for class in [Class::MaybeRan, Class::Retryable] {
+                let longest = (0..200).map(|_| delay(class, failed, None)).max().unwrap_or_default();
+                assert!((most / 2..=most).contains(&longest), "{longest:?} after {failed} attempts, of {most:?}");
+            }
         }
         let asked = Duration::from_millis(7);
         assert_eq!(delay(Class::NotProcessed, 1, Some(asked)), asked, "the server's word goes first");

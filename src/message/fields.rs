@@ -67,7 +67,7 @@ impl SerializeStruct for Fields<'_, '_> {
 
 type Nothing = Impossible<(), Stopped>;
 
-impl<'s, 'a> ser::Serializer for Fields<'s, 'a> {
+impl ser::Serializer for Fields<'_, '_> {
     type Ok = ();
     type Error = Stopped;
     type SerializeSeq = Nothing;
@@ -75,11 +75,11 @@ impl<'s, 'a> ser::Serializer for Fields<'s, 'a> {
     type SerializeTupleStruct = Nothing;
     type SerializeTupleVariant = Nothing;
     type SerializeMap = Nothing;
-    type SerializeStruct = Fields<'s, 'a>;
+    type SerializeStruct = Self;
     type SerializeStructVariant = Nothing;
 
     #[inline]
-    fn serialize_struct(self, _: &'static str, len: usize) -> Result<Fields<'s, 'a>, Stopped> {
+    fn serialize_struct(self, _: &'static str, len: usize) -> Result<Self, Stopped> {
         if len > FIELDS {
             return Err(Stopped::Elsewhere);
         }

@@ -4,6 +4,7 @@
 //! rmp-serde writes otherwise, so whatever is not plain is left to it. Look next at [`super::scalar`] for the way back.
 
 use std::fmt::Display;
+use std::mem::needs_drop;
 
 use serde::ser::{self, Impossible, Serialize};
 
@@ -22,10 +23,11 @@ const SIZE: usize = 15;
 const TRIED: usize = 8;
 
 impl Number {
-    /// The message, if the value is one number or truth value.
+    /// The message, if the value is one number or truth value. Whatever is none is asked a second time by rmp-serde, so that a
+    /// `Serialize` that does more than write may do it twice; but not where something is owned, as in a box, which is no number.
     #[inline]
     pub(crate) fn of<T: ?Sized + Serialize>(value: &T) -> Option<Self> {
-        if size_of_val(value) > TRIED {
+        if size_of_val(value) > TRIED || needs_drop::<T>() {
             return None;
         }
         value.serialize(Writer).ok()
@@ -284,6 +286,24 @@ mod tests {
             }
         }
         assert!(is_written_here(&Readable), "written for people");
+    }
+
+    /// Counts how often it is written.
+    struct Counting(std::cell::Cell<u32>);
+
+    impl Serialize for Counting {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            self.0.set(self.0.get() + 1);
+            serializer.serialize_str("text")
+        }
+    }
+
+    #[test]
+    fn what_is_owned_is_written_once() {
+        let boxed = Box::new(Counting(Default::default()));
+        assert!(!is_written_here(&boxed));
+        assert_eq!(boxed.0.get(), 0, "it was not even tried");
+        assert!(!is_written_here(&Box::new(1_u8)), "a number in a box is written by rmp-serde");
     }
 
     #[test]

@@ -43,10 +43,9 @@ impl Life {
     }
 
     /// Comes up, in a first state with which to register. Unless the birth is completed, it is down again when that is dropped.
-    pub(super) fn begin(self: &Arc<Self>, first: NodeState) -> (NodeStatus, Birth) {
-        let mut now = self.lock();
-        now.status = NodeStatus::now(first, None);
-        (now.status.clone(), Birth(Some(Arc::clone(self))))
+    pub(super) fn begin(self: &Arc<Self>, first: NodeStatus) -> Birth {
+        self.lock().status = first;
+        Birth(Some(Arc::clone(self)))
     }
 
     /// Another registration takes the place of the one that there is. The one that is left over is the caller's to take back.

@@ -8,7 +8,7 @@ mod standing;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,9 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::builder::Builder;
 use crate::client::{Arguments, Call, Channel, First, Identity, Items, Pick, Pool, TypedClient};
 use crate::options::Options;
-use crate::registry::{Endpoints, Instance, RegistrationState, Registry, RegistryError, Snapshots, Watch};
+use crate::registry::{
+    Endpoints, Instance, RegistrationState, Registry, RegistryError, Snapshots, Versions, Watch, role,
+};
 use crate::server::Server;
 use crate::service::Service;
 use crate::state::{NodeState, NodeStatus, TransitionError};
@@ -41,11 +43,12 @@ pub struct Picom {
 const FORGET_AFTER: Duration = Duration::from_secs(600);
 
 /// How long `end()` waits for a registry that does not answer: it forgets the instance by itself, running calls matter more,
-/// and many supervisors kill after 10 s.
+/// and many supervisors kill after 10 s. Of several registries each has a little less, see `registry/combine.rs`.
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
 
 struct Inner {
     name: Arc<str>,
+    version: Option<String>,
     incarnation: u64,
     options: Options,
     registry: Result<Arc<dyn Registry>, RegistryError>,
@@ -74,7 +77,8 @@ struct Exposing {
 }
 
 impl Picom {
-    /// A node with this name and every option at its default.
+    /// A node with this name and every option at its default. `calc@1.2.3` is the node `calc` that exposes version 1.2.3, for
+    /// those who [ask for versions](Picom::channel).
     ///
     /// The registry is what `PICOM_REGISTRY` says, else Consul at `CONSUL_HTTP_ADDR`, else Consul at 127.0.0.1:8500. Nothing is
     /// connected yet; what is wrong with the name or the registry's settings is the error of the first use.
@@ -87,14 +91,18 @@ impl Picom {
         Builder::new(name.into())
     }
 
-    pub(crate) fn from_parts(
-        name: String,
-        options: Options,
-        registry: Result<Arc<dyn Registry>, RegistryError>,
-    ) -> Self {
-        let registry = check_name(&name).and(registry);
+    pub(crate) fn from_parts(name: &str, options: Options, registry: Result<Arc<dyn Registry>, RegistryError>) -> Self {
+        let (name, version) = match name.split_once('@') {
+            Some((name, version)) => (name, Some(version)),
+            None => (name, None),
+        };
+        let registry =
+            check_name(name).and_then(|()| version.map_or(Ok(()), |of| check_version(name, of))).and(registry);
+        // Everybody may ask it for versions.
+        let registry = registry.map(|registry| Arc::new(Versions::of(registry)) as Arc<dyn Registry>);
         let inner = Inner {
             name: name.into(),
+            version: version.map(str::to_owned),
             incarnation: fastrand::u64(1..),
             options,
             registry,
@@ -110,7 +118,7 @@ impl Picom {
         self.inner.registry.as_ref().err().cloned()
     }
 
-    /// The node's name, which is the name of the service that it exposes.
+    /// The node's name, which is the name of the service that it exposes, without a version.
     pub fn name(&self) -> &str {
         &self.inner.name
     }
@@ -143,13 +151,17 @@ impl Picom {
             }
             None => {}
         }
-        let Inner { name, options, incarnation, .. } = &*self.inner;
-        let asked = SocketAddr::new(options.bind, options.port);
-        let server = Server::start(name, *incarnation, options.clone()).await.map_err(|error| {
+        let Inner { name, incarnation, .. } = &*self.inner;
+        let mut options = self.inner.options.clone();
+        if registry.is_local() && options.advertise.is_none_or(|address| address.is_loopback()) {
+            options.bind.get_or_insert(Ipv4Addr::LOCALHOST.into());
+        }
+        let (asked, started) = (options.listen_at(), options.started);
+        let server = Server::start(name, *incarnation, options).await.map_err(|error| {
             Status::failed_precondition(format!("cannot listen on {asked}: {}", error.kind())).with_source(error)
         })?;
         server.add(&service)?;
-        let first = if options.started { NodeState::Running } else { NodeState::Up };
+        let first = NodeStatus::now(if started { NodeState::Running } else { NodeState::Up }, None);
         let local = server.local_addr();
         let registered = self.register(&registry, first, |status| self.instance(local, status)).await?;
         let exposing = Exposing { server, registered };
@@ -162,21 +174,21 @@ impl Picom {
     async fn register(
         &self,
         registry: &Arc<dyn Registry>,
-        first: NodeState,
+        first: NodeStatus,
         instance: impl FnOnce(NodeStatus) -> Instance,
     ) -> Result<watch::Receiver<RegistrationState>, Status> {
-        let (status, birth) = self.inner.life.begin(first);
-        let registration = registry.register(instance(status.clone())).await.map_err(refused)?;
+        let birth = self.inner.life.begin(first.clone());
+        let registration = registry.register(instance(first.clone())).await.map_err(refused)?;
         if let RegistrationState::Retrying(reason) | RegistrationState::Denied(reason) = registration.state() {
             tracing::warn!(service = %self.inner.name, "not registered yet, and tried again: {reason}");
         }
         let states = registration.states();
-        birth.complete(registration, &status);
+        birth.complete(registration, &first);
         Ok(states)
     }
 
     fn instance(&self, local: SocketAddr, status: NodeStatus) -> Instance {
-        let Inner { name, incarnation, options, .. } = &*self.inner;
+        let Inner { name, version, incarnation, options, .. } = &*self.inner;
         let address = options.advertise.or((!local.ip().is_unspecified()).then(|| local.ip()));
         // With a fixed port a process that comes back after a crash takes over the entry that it left; with a random one
         // it would take over somebody else's.
@@ -194,7 +206,7 @@ impl Picom {
             weight: options.weight,
             zone: options.zone.clone(),
             tags: Vec::new(),
-            meta: Default::default(),
+            meta: version.iter().map(|version| (role::VERSION.to_owned(), version.clone())).collect(),
             status,
         }
     }
@@ -258,7 +270,10 @@ impl Picom {
         self.channel(service).call_by_name(method, args)
     }
 
-    /// A way to call one service.
+    /// A way to call one service: `calc`, of whatever version, or only instances that have said to be of [one](Picom::new):
+    /// `calc@1.2.3` is exactly that one, `calc@^1.2`, `calc@>=1.4, <3` and `calc@1` are ranges as
+    /// [Cargo has them](https://docs.rs/semver/1/semver/struct.VersionReq.html). The same goes wherever a service is named. Whoever asks
+    /// in other words has connections of its own.
     pub fn channel(&self, service: &str) -> Channel {
         let mut pools = self.inner.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get(service) {
@@ -269,7 +284,7 @@ impl Picom {
         let service: Arc<str> = service.into();
         let (node, options) = (Arc::clone(&self.inner.name), self.inner.options.clone());
         let identity = Identity::new(Arc::clone(&service), node, self.inner.incarnation, options);
-        let registry = check_name(&service).and_then(|()| self.inner.registry.clone());
+        let registry = check_service(&service).and_then(|()| self.inner.registry.clone());
         let pool = Arc::new(Pool::new(identity, registry));
         pools.insert(service, Arc::clone(&pool));
         Channel::new(pool)
@@ -298,7 +313,7 @@ impl Picom {
     /// The snapshots of a service as they change, the newest at once. An illegal name, or a registry that cannot work, is the
     /// problem of the only snapshot.
     pub fn watch(&self, service: &str) -> Snapshots {
-        let watch = match check_name(service).and_then(|()| self.inner.registry.clone()) {
+        let watch = match check_service(service).and_then(|()| self.inner.registry.clone()) {
             Ok(registry) => registry.watch(service),
             Err(error) => Watch::fixed(Endpoints { problem: Some(error.to_string()), ..Endpoints::unknown() }),
         };
@@ -306,7 +321,8 @@ impl Picom {
     }
 
     /// Everything that the registry has told this process, by service: all services where the registry tells every node of
-    /// them, else those that are called, picked or watched here.
+    /// them, else those that are called, picked or watched here. It does not wait: a node that has only begun to listen knows little;
+    /// [`watch`](Picom::watch) and [`pick`](Picom::pick) wait.
     pub fn nodes(&self) -> BTreeMap<String, Arc<Endpoints>> {
         self.inner.registry.as_ref().map(|registry| registry.known()).unwrap_or_default()
     }
@@ -343,7 +359,11 @@ impl Picom {
         };
         if let Some(registration) = self.inner.life.end(reason) {
             let left = tokio::time::timeout(LEAVE_LIMIT, registration.leave()).await;
-            let left = left.map_err(|_| "no answer".to_owned()).and_then(|left| left.map_err(|e| e.to_string()));
+            let late = |_| {
+                let registry = self.inner.registry.as_ref().map(|registry| registry.describe()).unwrap_or_default();
+                format!("{registry}: no answer within {LEAVE_LIMIT:?}")
+            };
+            let left = left.map_err(late).and_then(|left| left.map_err(|error| error.to_string()));
             if let Err(error) = left {
                 let service = &self.inner.name;
                 tracing::warn!(%service, error, "could not deregister; the registry will find out by itself");
@@ -379,6 +399,21 @@ impl From<TransitionError> for Status {
 
 fn refused(error: RegistryError) -> Status {
     Status::invalid_argument(error.to_string()).with_source(error)
+}
+
+/// A name, or one with a version or a range.
+fn check_service(service: &str) -> Result<(), RegistryError> {
+    check_name(service.split_once('@').map_or(service, |(name, _)| name))?;
+    role::Query::parse_version(service).map(drop)
+}
+
+/// A node is of one version.
+fn check_version(name: &str, version: &str) -> Result<(), RegistryError> {
+    if semver::Version::parse(version).is_ok() {
+        return Ok(());
+    }
+    let shown: String = version.chars().take(64).flat_map(char::escape_default).collect();
+    Err(RegistryError::Invalid(format!("illegal version \"{shown}\" of a node: write one such as {name}@1.2.3")))
 }
 
 /// Consul and DNS take letters, digits and dashes, at most 63 of them; a name that only some registries take is no name.

@@ -17,8 +17,9 @@ use crate::status::Status;
 impl Picom {
     /// Stands for a dependency that is no node: registers the dependency's own address under the node's name, and mirrors its
     /// health as [`start`](Picom::start) and [`stop`](Picom::stop), so that [`pick`](Picom::pick) gives the address while it is
-    /// well. The node is [up](NodeState::Up) until enough looks agree. What the program itself says of the node stands until the
-    /// next change of health.
+    /// well. It is looked at once before it is registered, for at most the time of a look, so that nobody sees one that is well in
+    /// another state; if one look is not enough, the node is [up](NodeState::Up) until enough agree. What the program itself says of
+    /// the node stands until the next change of health.
     ///
     /// The name of the dependency's host is looked up again for every look; when it leads to another address, that one is registered
     /// in place of the one before. Every sentinel of one address registers the same instance, so there should be one.
@@ -53,9 +54,14 @@ impl Picom {
             Problem::Settings(text) => Status::invalid_argument(text),
             Problem::Lookup(text) => Status::unavailable(text),
         })?;
-        let status = self.inner.life.status();
-        let stands = Stands { like: self.instance(look.addr(), status), life: Arc::clone(&self.inner.life), registry };
-        self.register(&stands.registry, NodeState::Up, |status| stands.instance(look.addr(), status)).await?;
+        // A registry may take seconds to answer, and show others what it was given meanwhile.
+        let first = match look.first().await {
+            None => NodeStatus::now(NodeState::Up, None),
+            Some(seen) => state_of(&seen),
+        };
+        let stands =
+            Stands { like: self.instance(look.addr(), first.clone()), life: Arc::clone(&self.inner.life), registry };
+        self.register(&stands.registry, first, |status| stands.instance(look.addr(), status)).await?;
         let watching = tokio::spawn(async move {
             loop {
                 match look.changed().await {
@@ -66,6 +72,14 @@ impl Picom {
         });
         *part = Some(Part::Standing(AbortOnDropHandle::new(watching)));
         Ok(())
+    }
+}
+
+/// What a node says of itself whose dependency was seen so.
+fn state_of(seen: &Result<(), String>) -> NodeStatus {
+    match seen {
+        Ok(()) => NodeStatus::now(NodeState::Running, None),
+        Err(why) => NodeStatus::now(NodeState::Stopped, Some(why)),
     }
 }
 
@@ -104,10 +118,8 @@ impl Stands {
     fn mirror(&self, seen: Result<(), String>) {
         let service = &self.like.service;
         // The program may have said the same already, or the node may have ended: then there is nothing to tell.
-        let told = match &seen {
-            Ok(()) => self.life.become_state(NodeState::Running, None),
-            Err(why) => self.life.become_state(NodeState::Stopped, Some(why)),
-        };
+        let NodeStatus { state, reason, .. } = state_of(&seen);
+        let told = self.life.become_state(state, reason.as_deref());
         match (told, seen) {
             (Ok(()), Ok(())) => tracing::info!(service, "the dependency is well"),
             (Ok(()), Err(why)) => tracing::warn!(service, why, "the dependency is not well"),

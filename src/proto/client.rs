@@ -22,6 +22,8 @@ use crate::wire::head::{MAX_NAME, parse_metadata, put_call};
 use crate::wire::load::{LOAD, Load, parse_load};
 use crate::wire::{Apart, CloseReason, Flags, Frame, HEADER, Header, Kind, StreamId, WireStatus};
 
+/// Bytes of a PING, which its PONG has too.
+const PONG: usize = 8;
 /// What is wrong with a report of load that does not have its bytes.
 const SHORT_LOAD: &str = "a report of load is cut short";
 
@@ -137,9 +139,38 @@ impl Connection {
         }
     }
 
+    /// Asks the server how busy it is. It says so if the client's hello has asked for that, and does not draw on its budget of
+    /// control frames more often than those come back.
+    pub(crate) fn ask_load(&mut self) {
+        if self.phase == Phase::Ready && self.is_client() {
+            // As keepalive does: what the PONG answers does not matter.
+            self.outbox.frame(Kind::Ping, StreamId::CONNECTION, &self.calls.to_be_bytes());
+        }
+    }
+
+    /// Takes a PONG: whatever it answers, something came, and the server may say how busy it is.
+    pub(super) fn receive_pong(&mut self, flags: Flags, payload: &[u8]) -> Result<(), Error> {
+        let (load, payload) = match flags.has(Flags::LOAD) {
+            true if !self.is_client() => return Err(Error::protocol("PONG with LOAD from the wrong side")),
+            true => (parse_load(payload), payload.get(LOAD..).unwrap_or_default()),
+            false => (None, payload),
+        };
+        if payload.len() != PONG {
+            return Err(Error::protocol(format!("PONG answers {} bytes", payload.len())));
+        }
+        self.load = load.or(self.load);
+        self.growth.answered(payload, self.now);
+        Ok(())
+    }
+
     /// How busy the server said last that it is, if it has said so since this was asked.
     pub(crate) fn take_load(&mut self) -> Option<Load> {
         self.load.take()
+    }
+
+    /// Whether as many calls are open as the server allows.
+    pub(crate) fn is_at_limit(&self) -> bool {
+        self.streams.len() >= self.max_calls()
     }
 
     /// How many more calls can be opened now.

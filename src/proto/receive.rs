@@ -131,7 +131,7 @@ impl Connection {
             Kind::Hello => self.receive_hello(payload)?,
             Kind::Ping => {
                 self.count_control()?;
-                self.outbox.frame(Kind::Pong, StreamId::CONNECTION, payload);
+                self.pong(payload);
             }
             Kind::Credit => self.receive_credit(frame.stream, payload)?,
             Kind::Drain => self.receive_drain(payload)?,
@@ -142,8 +142,7 @@ impl Connection {
             Kind::Status => self.receive_status(frame.stream, payload)?,
             Kind::Cancel => self.receive_cancel(frame.stream)?,
             Kind::Refused => self.receive_refused(frame.stream, frame.flags, payload)?,
-            // That something came is all that any other PONG says.
-            Kind::Pong => self.growth.answered(payload, self.now),
+            Kind::Pong => self.receive_pong(frame.flags, payload)?,
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use crate::metadata::Metadata;
 use crate::wire::close::put_refused;
 use crate::wire::frame::put_frame;
 use crate::wire::head::{CallHead, parse_call, put_metadata};
-use crate::wire::load::{Load, put_load};
+use crate::wire::load::{LOAD, Load, put_load};
 use crate::wire::{Apart, Flags, Frame, Kind, Refusal, StreamId, WireStatus};
 
 impl Connection {
@@ -180,6 +180,18 @@ impl Connection {
             }
         };
         (flags, head)
+    }
+
+    /// Answers a PING, whoever asks.
+    pub(super) fn pong(&mut self, payload: &[u8]) {
+        let load = self.load_report(false);
+        let flags = Flags::NONE.with(Flags::LOAD, load.is_some());
+        let mut answer = BytesMut::with_capacity(LOAD + payload.len());
+        if let Some(load) = load {
+            put_load(&mut answer, load);
+        }
+        answer.extend_from_slice(payload);
+        self.outbox.put(|bytes| put_frame(bytes, Kind::Pong, flags, StreamId::CONNECTION, &answer));
     }
 
     /// How busy this server is, if the client wants to know.

@@ -65,6 +65,10 @@ impl<R: Registry> Registry for Cached<R> {
         self.inner.validate()
     }
 
+    fn is_local(&self) -> bool {
+        self.inner.is_local()
+    }
+
     async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {
         self.inner.register(instance).await
     }

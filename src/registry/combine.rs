@@ -12,6 +12,7 @@ use futures::StreamExt;
 use futures::future::{join_all, try_join_all};
 use futures::stream::select_all;
 use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::feed::{Feeds, Publisher};
@@ -19,6 +20,10 @@ use super::merge::{Rule, merge};
 use super::{
     Endpoints, Instance, Registration, RegistrationState, Registry, RegistryError, Snapshots, Watch, check_service_name,
 };
+
+/// How long each registry may take until an instance has left it: less than a node waits for all of them, so that it can say which
+/// did not answer. Who takes longer goes on by itself.
+const LEAVE_LIMIT: Duration = Duration::from_secs(4);
 
 /// How long the registries are still watched after the last watch is gone.
 const LINGER: Duration = Duration::from_secs(10);
@@ -28,6 +33,8 @@ const LINGER: Duration = Duration::from_secs(10);
 /// An instance is registered in all of them, and counts as registered as soon as one has taken it; the others' troubles
 /// are in the log, and in the state while none has. What is known is either [the first list](Combine::first) that can be used or
 /// [all lists together](Combine::union); troubles of any registry are the problem of the snapshot.
+///
+/// Leaving takes all of them back at once. Each has 4 s for it, and the error names every one that could not be told.
 ///
 /// ```
 /// use picom::registry::{Combine, Fixed, Memory};
@@ -42,8 +49,9 @@ pub struct Combine {
 }
 
 impl Combine {
-    /// The first registry that lists an instance that can be called; later ones are used only while no earlier one does. Add
-    /// registries with [`Combine::and`].
+    /// The list of the first registry that has a running instance; if none has, of the first that has a busy one, and after that of
+    /// the first that remembers one. So a later registry is used only while it has something better to call than those before it.
+    /// Add registries with [`Combine::and`].
     pub fn first() -> Self {
         Self::with(Rule::First)
     }
@@ -84,6 +92,10 @@ impl Registry for Combine {
             return Err(RegistryError::Settings("a combination of no registries finds nothing; add some".to_owned()));
         }
         self.registries.iter().try_for_each(|registry| registry.validate())
+    }
+
+    fn is_local(&self) -> bool {
+        self.registries.iter().all(|registry| registry.is_local())
     }
 
     async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {
@@ -148,28 +160,41 @@ fn joined(service: &str, registries: &[Arc<dyn Registry>], registrations: Vec<Re
         let states: Vec<_> = all.iter().map(|state| state.borrow().clone()).collect();
         sum(&names, &states)
     };
+    let parts: Vec<_> = names.iter().cloned().zip(registrations).collect();
     let (state, states) = watch::channel(current(&all));
     let state = Arc::new(state);
     let following =
         AbortOnDropHandle::new(tokio::spawn(follow_states(service.to_owned(), names, all, Arc::clone(&state))));
-    let shared = Arc::new(Mutex::new(registrations));
+    let shared = Arc::new(Mutex::new(parts));
     let own = Arc::clone(&shared);
-    let lock = |shared: &Mutex<Vec<Registration>>| -> Vec<Registration> {
-        std::mem::take(&mut *shared.lock().unwrap_or_else(PoisonError::into_inner))
-    };
     let registration = Registration::new(states, move || {
         drop(following);
-        let registrations = lock(&own);
+        let parts = std::mem::take(&mut *own.lock().unwrap_or_else(PoisonError::into_inner));
         Box::pin(async move {
-            let left = join_all(registrations.into_iter().map(Registration::leave)).await;
+            let troubles: Vec<_> = join_all(parts.into_iter().map(leave)).await.into_iter().flatten().collect();
             state.send_replace(RegistrationState::Left);
-            left.into_iter().collect()
+            if troubles.is_empty() { Ok(()) } else { Err(RegistryError::Unreachable(troubles.join("; "))) }
         })
     });
     registration.with_status(move |status| {
-        let registrations = shared.lock().unwrap_or_else(PoisonError::into_inner);
-        registrations.iter().for_each(|registration| registration.set_status(status.clone()));
+        let parts = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.iter().for_each(|(_, registration)| registration.set_status(status.clone()));
     })
+}
+
+/// Takes an instance back from one registry; if that fails, why.
+async fn leave((name, registration): (String, Registration)) -> Option<String> {
+    let why = match timeout(LEAVE_LIMIT, registration.leave()).await {
+        Ok(left) => left.err()?.to_string(),
+        Err(_) => format!("no answer within {LEAVE_LIMIT:?}"),
+    };
+    Some(of(&name, &why))
+}
+
+/// What a registry says, with its name.
+fn of(name: &str, why: &str) -> String {
+    // Some begin with it.
+    if why.starts_with(name) { why.to_owned() } else { format!("{name}: {why}") }
 }
 
 async fn follow_states(
@@ -212,9 +237,9 @@ fn sum(names: &[String], states: &[RegistrationState]) -> RegistrationState {
         match state {
             RegistrationState::Retrying(why) => {
                 denied = false;
-                reasons.push(format!("{name}: {why}"));
+                reasons.push(of(name, why));
             }
-            RegistrationState::Denied(why) => reasons.push(format!("{name}: {why}")),
+            RegistrationState::Denied(why) => reasons.push(of(name, why)),
             RegistrationState::Registered | RegistrationState::Left => {}
         }
     }

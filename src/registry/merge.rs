@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::{Endpoint, Endpoints, Freshness};
+use super::{Endpoint, Endpoints, Freshness, Tier};
+use crate::state::NodeState;
 
 /// How several lists become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
-    /// The first with an instance that can be called.
+    /// The first of those that have the best to offer.
     First,
     /// All of them.
     Union,
@@ -23,8 +24,9 @@ pub(super) enum Rule {
 pub(super) fn merge(rule: Rule, lists: &[Arc<Endpoints>]) -> Endpoints {
     let chosen = match rule {
         Rule::First => {
-            let callable = lists.iter().position(|list| !list.usable().is_empty());
-            callable.or_else(|| lists.iter().position(|list| !list.endpoints.is_empty()))
+            let offers = lists.iter().enumerate().filter_map(|(at, list)| Some((offer(list)?, at)));
+            let best = offers.min().map(|(_, at)| at);
+            best.or_else(|| lists.iter().position(|list| !list.endpoints.is_empty()))
         }
         Rule::Union => None,
     };
@@ -42,6 +44,14 @@ pub(super) fn merge(rule: Rule, lists: &[Arc<Endpoints>]) -> Endpoints {
     let problems: Vec<_> = relevant.iter().filter_map(|list| list.problem.as_deref()).collect();
     let problem = (!problems.is_empty()).then(|| problems.join("; "));
     Endpoints { generation: 0, freshness, endpoints, problem }
+}
+
+/// What a list has for callers, the better the less: instances that are only remembered come after others, and busy ones after
+/// those that run.
+fn offer(list: &Endpoints) -> Option<(bool, bool)> {
+    // All that are usable are alike in this.
+    let one = list.usable().into_iter().next()?;
+    Some((one.tier == Tier::Unhealthy, one.status.state != NodeState::Running))
 }
 
 /// Nobody is there for sure only if everybody says so.
@@ -104,9 +114,8 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::super::Tier;
     use super::*;
-    use crate::state::{NodeState, NodeStatus};
+    use crate::state::NodeStatus;
 
     fn at(port: u16, tier: Tier) -> Endpoint {
         Endpoint { tier, ..Endpoint::new(([10, 0, 0, 7], port).into()) }
@@ -136,6 +145,44 @@ mod tests {
         assert_eq!(merged.problem.as_deref(), Some("no answer"));
         let none = merge(Rule::First, &[dead, live(&[stopped])]);
         assert_eq!(ports(&none), [1], "what is known is shown, even if nobody may call it");
+    }
+
+    #[test]
+    fn one_that_runs_is_worth_more_than_the_order_of_the_registries() {
+        let is = |state, endpoint| Endpoint { status: NodeStatus::only(state), ..endpoint };
+        let running = |port| at(port, Tier::Healthy);
+        let warned = |port| at(port, Tier::Doubtful);
+        let doing = |port| is(NodeState::Doing, at(port, Tier::Healthy));
+        let stopped = |port| is(NodeState::Stopped, at(port, Tier::Healthy));
+        let lost = |endpoint| list(Freshness::Stale(Instant::now()), &[endpoint], Some("lost"));
+        let remembered = |port| lost(at(port, Tier::Unhealthy));
+        let first = |lists: &[Arc<Endpoints>]| ports(&merge(Rule::First, lists));
+
+        assert_eq!(first(&[live(&[stopped(1), doing(2)]), live(&[running(3)])]), [3], "a busy one waits");
+        assert_eq!(
+            first(&[live(&[doing(1)]), live(&[warned(2)]), live(&[running(3)])]),
+            [2],
+            "a doubtful one runs too"
+        );
+        assert_eq!(
+            first(&[live(&[doing(1), running(2)]), live(&[running(3)])]),
+            [1, 2],
+            "the list that it is on, whole"
+        );
+        assert_eq!(
+            first(&[live(&[stopped(1)]), live(&[doing(2)]), live(&[doing(3)])]),
+            [2],
+            "busy ones for want of others"
+        );
+        assert_eq!(first(&[live(&[stopped(1)]), live(&[stopped(2)])]), [1], "what nobody may call is shown");
+        assert_eq!(first(&[lost(running(1)), live(&[running(2)])]), [1], "a list is kept while its registry is lost");
+        assert_eq!(first(&[remembered(1), live(&[doing(2)])]), [2], "but not what is only remembered");
+        assert_eq!(first(&[live(&[stopped(1)]), remembered(2)]), [2]);
+        assert_eq!(
+            first(&[live(&[at(1, Tier::Unhealthy)]), live(&[doing(2)])]),
+            [2],
+            "nobody calls what fails its check"
+        );
     }
 
     #[test]

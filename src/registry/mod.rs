@@ -4,6 +4,8 @@
 //! or the server. Look next at `memory.rs`, `fixed.rs`, `broadcast/` and `consul/` for the systems themselves, at `feed.rs` for how
 //! many watches share one task, and at `url.rs` for choosing a registry by URL.
 
+#[cfg(any(feature = "consul", feature = "manifest"))]
+mod address;
 #[cfg(feature = "broadcast")]
 pub mod broadcast;
 mod cached;
@@ -16,8 +18,12 @@ mod fixed;
 mod manifest;
 mod memory;
 mod merge;
+pub(crate) mod role;
+#[cfg(any(feature = "broadcast", feature = "consul", feature = "manifest"))]
+mod settings;
 mod snapshots;
 mod url;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -41,6 +47,7 @@ pub use manifest::{Details, Event, Events, MAX_DATA, Manifest, Record, RecordId,
 pub use memory::Memory;
 pub use snapshots::Snapshots;
 pub use url::from_url;
+pub(crate) use versions::Versions;
 
 use crate::state::{NodeState, NodeStatus};
 
@@ -60,6 +67,12 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether only processes of this machine can find each other through it. A node then listens on loopback only, unless its
+    /// builder says where: what nobody else can find, nobody else shall reach. Default false.
+    fn is_local(&self) -> bool {
+        false
+    }
+
     /// Makes `instance` findable and keeps it so until the handle is left or dropped.
     ///
     /// Returns as soon as the first attempt has an outcome: a registry that cannot be reached is not an error but a
@@ -73,7 +86,8 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     fn watch(&self, service: &str) -> Watch;
 
     /// Every service that it knows of now, by name, as far as this process was told: all of them where every node is told
-    /// everything, those that are watched elsewhere.
+    /// everything, those that are watched elsewhere. It does not wait: who was told nothing yet, as after the first use of a
+    /// registry, knows nobody or only itself. [`Registry::watch`] says when it is so: [`Freshness::Never`].
     fn known(&self) -> BTreeMap<String, Arc<Endpoints>>;
 }
 
@@ -86,6 +100,10 @@ impl<R: Registry + ?Sized> Registry for Arc<R> {
 
     fn validate(&self) -> Result<(), RegistryError> {
         (**self).validate()
+    }
+
+    fn is_local(&self) -> bool {
+        (**self).is_local()
     }
 
     async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {
@@ -422,5 +440,25 @@ impl Registration {
 impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registration").field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_of_a_registry_that_is_gone_is_seen_once() {
+        let (publisher, snapshots) = watch::channel(Arc::new(Endpoints::unknown()));
+        let mut view = Watch::new(snapshots, Arc::default(), None);
+        let first = view.see();
+        assert!(view.has_seen(&first));
+        let last = Arc::new(Endpoints { generation: 1, freshness: Freshness::Live, ..Endpoints::unknown() });
+        publisher.send_replace(Arc::clone(&last));
+        assert!(!view.has_seen(&first));
+        drop(publisher);
+        assert!(!view.has_seen(&first), "what it said on the way out was not looked at");
+        assert!(Arc::ptr_eq(&view.see(), &last));
+        assert!(view.has_seen(&last) && view.has_seen(&view.current()), "nothing more will come");
     }
 }

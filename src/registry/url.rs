@@ -1,7 +1,7 @@
 //! A registry chosen by URL, for programs that leave the choice to whoever runs them.
 //!
 //! Owns the list of schemes. It must never repeat a URL in an error, because a URL can hold a secret. Look next at
-//! `consul/settings.rs`, `broadcast/settings.rs` and `fixed.rs` for the rest of their grammar.
+//! `settings.rs` for what they have in common, and at `fixed.rs` and the settings of each registry for the rest of their grammar.
 
 use std::sync::Arc;
 

@@ -130,7 +130,7 @@ impl Sentinel {
         Self { successes: successes.max(1), ..self }
     }
 
-    /// Finds out where the dependency is now. Looks begin at once.
+    /// Finds out where the dependency is now. It is to be looked at at once.
     pub(crate) async fn prepare(self) -> Result<Look, Problem> {
         let address = self.address.map_err(Problem::Settings)?;
         let addr = first(&address, &self.resolve).await?;
@@ -219,6 +219,13 @@ impl Look {
     /// Where the dependency is.
     pub(crate) const fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Looks for the first time, at where the dependency is by now, and says what is believed if one look is enough for that.
+    pub(crate) async fn first(&mut self) -> Option<Result<(), String>> {
+        self.ticks.tick().await;
+        let seen = self.once().await;
+        self.judge.believes(seen.is_ok()).then_some(seen)
     }
 
     /// Looks until something has changed. An address is told before what was seen there.

@@ -149,6 +149,5 @@ async fn bind(options: &Options) -> io::Result<Listener> {
         return memory::Listener::bind(options.port).map(Listener::Memory);
     }
     // tokio sets SO_REUSEADDR where it means "bind although old connections linger", so a restart gets its port back.
-    let addr = SocketAddr::new(options.bind, options.port);
-    tokio::net::TcpListener::bind(addr).await.map(Listener::Tcp)
+    tokio::net::TcpListener::bind(options.listen_at()).await.map(Listener::Tcp)
 }

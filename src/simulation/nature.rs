@@ -55,14 +55,14 @@ impl Policy {
     pub(super) fn balancer(self) -> Arc<dyn Balancer> {
         match self {
             Self::PeakEwma => Arc::new(PeakEwma),
-            Self::Boxcar => Arc::new(Boxcar),
+            Self::Boxcar => Arc::new(Boxcar::default()),
             Self::LeastOutstanding => Arc::new(LeastOutstanding),
             Self::RoundRobin => Arc::new(RoundRobin),
             Self::Random => Arc::new(Random),
             Self::Weighted => Arc::new(Weighted),
             Self::ConsistentHash => Arc::new(ConsistentHash),
             Self::NearPeakEwma => Arc::new(ZoneFirst::new(PeakEwma)),
-            Self::NearBoxcar => Arc::new(ZoneFirst::new(Boxcar)),
+            Self::NearBoxcar => Arc::new(ZoneFirst::new(Boxcar::default())),
             Self::Undecided => Arc::new(Undecided),
         }
     }

@@ -51,6 +51,9 @@ pub(super) struct Plan {
     /// For this call only.
     policy: Option<Policy>,
     key: Option<u8>,
+    /// A late attempt has another one beside it, and one that takes too long is left. Only where it may run twice.
+    hedges: bool,
+    attempt_timeout: Option<Duration>,
 }
 
 /// Who makes planned calls.
@@ -83,6 +86,8 @@ impl Plan {
             retries: rng.choice([None, None, Some(0), Some(1), Some(2), Some(3), Some(4)]).flatten(),
             policy: (rng.u8(..6) == 0).then(|| Policy::random(rng)),
             key: rng.bool().then(|| rng.u8(..4)),
+            hedges: method == "again" && rng.u8(..4) > 0,
+            attempt_timeout: (method == "again" && rng.u8(..3) == 0).then(|| Duration::from_millis(10 << rng.u8(..8))),
         }
     }
 
@@ -147,6 +152,12 @@ impl Plan {
         }
         if let Some(key) = self.key {
             call = call.key([key]);
+        }
+        if self.hedges {
+            call = call.hedge();
+        }
+        if let Some(timeout) = self.attempt_timeout {
+            call = call.attempt_timeout(timeout);
         }
         // Of one method the server says it, for any call its caller may.
         if client.flaw == Some(Flaw::SaysIdempotent) || (self.idempotent && self.method != "again") {

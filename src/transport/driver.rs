@@ -439,3 +439,7 @@ fn take_events(link: &Link, state: &mut State, wakers: &mut Vec<Waker>, events: 
     }
     became_ready
 }
+
+#[cfg(test)]
+#[path = "driver_tests.rs"]
+mod tests;

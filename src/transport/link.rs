@@ -144,10 +144,15 @@ impl Link {
         Ok(id)
     }
 
-    /// Whether another call can be opened now.
-    pub(crate) fn has_room(&self) -> bool {
+    /// How many calls are open, if another one can be opened now.
+    pub(crate) fn room(&self) -> Option<usize> {
         let state = self.lock();
-        !state.proto.is_draining() && state.proto.free_slots() > 0
+        (!state.proto.is_draining() && state.proto.free_slots() > 0).then(|| state.proto.open_calls())
+    }
+
+    /// Whether as many calls are open as the peer allows.
+    pub(crate) fn is_at_limit(&self) -> bool {
+        self.lock().proto.is_at_limit()
     }
 
     /// Waits until a call has ended, after [`OpenError::Full`]. May return early.
@@ -351,6 +356,13 @@ impl Link {
 
     // ---- the connection
 
+    /// Asks the server how busy it is, which its [`Handler`](super::driver::Handler) is told.
+    pub(crate) fn ask_load(&self) {
+        let mut state = self.lock();
+        state.proto.ask_load();
+        self.kick(state);
+    }
+
     /// Closes the connection as soon as no call is open.
     pub(crate) fn close_when_idle(&self) {
         let mut state = self.lock();
@@ -377,7 +389,7 @@ impl Link {
     #[inline]
     fn kick<'a>(&'a self, state: MutexGuard<'a, State>) {
         // The driver will look at the queues before it sleeps, as is usual for all but the first of many calls.
-        if !(state.awake && state.is_quiet() && !state.retired && !state.proto.has_plenty()) {
+        if !state.awake || !state.is_quiet() || state.retired || state.proto.has_plenty() {
             self.kick_now(state);
         }
     }

@@ -207,3 +207,76 @@ impl State {
         std::mem::take(&mut self.progressed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+    use std::io::IoSlice;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use bytes::BytesMut;
+
+    use super::*;
+    use crate::proto::{Config, Open, Side};
+
+    fn carry(from: &mut Connection, to: &mut Connection, now: Instant) {
+        let (mut batch, mut bytes) = (Batch::default(), BytesMut::new());
+        while from.wants_transmit() {
+            from.transmit(&mut batch);
+            let mut slices = [IoSlice::new(&[]); 4];
+            let filled = batch.slices(&mut slices);
+            let before = bytes.len();
+            slices[..filled].iter().for_each(|slice| bytes.extend_from_slice(slice));
+            batch.advance(bytes.len() - before);
+        }
+        to.receive(&mut bytes, now).unwrap();
+    }
+
+    /// A client whose handshake is done and told of, with its timer at the end of its idle time, and its server.
+    fn settled(now: Instant) -> (State, Connection) {
+        let idle = Config { idle_close: Some(Duration::from_secs(240)), ..Config::new(Side::Client) };
+        let mut client = Connection::new(Arc::new(idle), now);
+        let mut server = Connection::new(Arc::new(Config::new(Side::Server)), now);
+        carry(&mut client, &mut server, now);
+        carry(&mut server, &mut client, now);
+        let mut state = State::new(client);
+        while state.next_news(&mut Vec::new()).is_some() {
+            state.take_news();
+        }
+        state.armed = Some(now + Duration::from_secs(240));
+        assert!(state.is_settled(), "nothing is left to be done");
+        (state, server)
+    }
+
+    #[test]
+    fn a_reader_leaves_the_driver_asleep_only_if_it_has_nothing_to_do() {
+        let now = Instant::now();
+        let unsettled = |what: &str, change: fn(&mut State)| {
+            let (mut state, _) = settled(now);
+            change(&mut state);
+            assert!(!state.is_settled(), "{what}");
+        };
+        unsettled("a connection without calls needs a timer", |state| state.armed = None);
+        unsettled("and one that fires in time", |state| {
+            state.armed = state.armed.map(|armed| armed + Duration::from_nanos(1));
+        });
+        unsettled("somebody waits for a place", |state| state.slot_waiters.push(Waker::noop().clone()));
+        unsettled("nobody will use it again", |state| state.retired = true);
+        unsettled("it is closed, and the peer is to hear why", |state| {
+            state.proto.close(crate::proto::CloseReason::Idle, "enough");
+        });
+    }
+
+    #[test]
+    fn with_a_call_that_is_on_its_way_no_timer_is_needed() {
+        let now = Instant::now();
+        let (mut state, mut server) = settled(now);
+        let head = Open { method: "add", deadline: None, idle: None, attempt: 0, metadata: None, end: true };
+        state.proto.open(head, now, |_| Ok::<_, ()>(Vec::new())).unwrap();
+        assert!(!state.is_settled(), "the call is to be written");
+        carry(&mut state.proto, &mut server, now);
+        state.armed = None;
+        assert!(state.is_settled(), "until the answer comes there is nothing to do");
+    }
+}

@@ -84,7 +84,7 @@ impl Kind {
             Self::Call => Flags::END.0 | Flags::NAME.0 | Flags::META.0,
             Self::Data => Flags::END.0,
             Self::Answer => Flags::END.0 | Flags::LOAD.0 | Flags::META.0,
-            Self::Refused => Flags::LOAD.0,
+            Self::Refused | Self::Pong => Flags::LOAD.0,
             _ => 0,
         }
     }
@@ -93,7 +93,8 @@ impl Kind {
     const fn payload(self) -> (usize, usize) {
         match self {
             Self::Hello => (1, MAX_HELLO),
-            Self::Ping | Self::Pong | Self::Drain => (8, 8),
+            Self::Ping | Self::Drain => (8, 8),
+            Self::Pong => (8, LOAD + 8),
             Self::Credit => (4, 4),
             Self::Close => (1, 1 + MAX_TEXT),
             Self::Call => (7, MAX_PAYLOAD),

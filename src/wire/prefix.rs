@@ -106,6 +106,18 @@ mod tests {
     }
 
     #[test]
+    fn a_short_message_has_up_to_15_bytes_behind_its_prefix() {
+        let message: [u8; 15] = std::array::from_fn(|at| at as u8 + 1);
+        for len in 0..=17 {
+            let mut short = BytesMut::from(&b"before"[..]);
+            put_short(&mut short, &message, len);
+            let there = len.min(message.len());
+            assert_eq!(parse_prefix(&short[6..]), Some((there, 1)), "{len}: more than there is cannot be announced");
+            assert_eq!((&short[..6], &short[7..]), (&b"before"[..], &message[..there]), "{len}");
+        }
+    }
+
+    #[test]
     fn a_prefix_that_is_not_all_there_is_not_guessed() {
         assert_eq!(parse_prefix(&[]), None);
         for len in 1..5 {

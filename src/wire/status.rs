@@ -26,6 +26,9 @@ pub(crate) struct WireStatus {
     /// Milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) retry_after: Option<u32>,
+    /// Whether the handler has done nothing that speaks against another try.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) retryable: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) details: Option<Bytes>,
     /// Whether `details` is the method's own error.
@@ -91,6 +94,9 @@ impl WireStatus {
         if let Some(millis) = self.retry_after {
             status = status.with_retry_after(Duration::from_millis(u64::from(millis)));
         }
+        if self.retryable {
+            status = status.retryable();
+        }
         if let Some(details) = self.details {
             status = status.with_details(details);
         }
@@ -105,6 +111,7 @@ impl From<&Status> for WireStatus {
             message: status.message().to_owned(),
             ran: status.execution() != Execution::Never,
             retry_after: status.retry_after().map(|after| u32::try_from(after.as_millis()).unwrap_or(u32::MAX)),
+            retryable: status.is_retryable(),
             details: status.details().cloned(),
             app: status.is_application(),
         }
@@ -122,6 +129,7 @@ mod tests {
         assert_eq!(WireStatus::decode(&status.encode()), Ok(status.clone()));
         status.ran = false;
         status.retry_after = Some(50);
+        status.retryable = true;
         status.details = Some(vec![0xc0].into());
         status.app = true;
         assert_eq!(WireStatus::decode(&status.encode()), Ok(status.clone()));
@@ -130,6 +138,7 @@ mod tests {
         assert_eq!(seen.retry_after(), Some(Duration::from_millis(50)));
         let back = WireStatus::from(&seen);
         assert_eq!((back.code, back.ran, back.retry_after, back.app), (10, false, Some(50), false));
+        assert!(back.retryable);
     }
 
     #[test]
@@ -149,5 +158,8 @@ mod tests {
         assert!(WireStatus::decode(b"\x82\xa4code\x01\xa4code\x01").is_err(), "a key twice");
         assert!(WireStatus::decode(b"\x82\xa4code\x01\xa7message\xa0\x00").is_err(), "a byte behind");
         assert!(WireStatus::decode(b"\x83\xa4code\x01\xa7message\xa0\xa3new\x01").is_ok(), "an unknown key");
+        let retryable = b"\x83\xa4code\x0a\xa7message\xa0\xa9retryable\xc3";
+        assert!(WireStatus::decode(retryable).unwrap().retryable);
+        assert!(WireStatus::decode(b"\x83\xa4code\x0a\xa7message\xa0\xa9retryable\x01").is_err(), "a number");
     }
 }

@@ -55,6 +55,8 @@ pub(crate) enum Reply {
     },
     /// Not before [`FakeConsul::wake`]; then the script is asked again.
     Hold,
+    /// The same, but after so long this list under this index, as Consul ends a query that has waited in vain.
+    HoldFor(Duration, u64, Vec<Value>),
     /// Never.
     Hang,
     /// The connection is reset.
@@ -100,7 +102,12 @@ pub(crate) struct FakeConsul {
 
 impl FakeConsul {
     pub(crate) async fn start(script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), script).await
+    }
+
+    /// Listens at this address, which is one of the loopback interface.
+    pub(crate) async fn start_at(addr: SocketAddr, script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(addr).await.expect("a free port");
         let addr = listener.local_addr().expect("a bound port");
         let requests = watch::Sender::new(Vec::new());
         let waking = watch::Sender::new(());
@@ -123,6 +130,10 @@ impl FakeConsul {
     /// Lists `entries` under `index`, takes every registration, and holds blocking queries until something changes.
     pub(crate) async fn listing(index: u64, entries: &[Value]) -> Self {
         Self::start(listing(index, entries)).await
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
     }
 
     pub(crate) fn url(&self) -> String {
@@ -186,6 +197,12 @@ async fn serve(
             let current = Arc::clone(&script.lock().expect("no test panics with the script"));
             match current(&request) {
                 Reply::Hold => woken.changed().await.map_err(std::io::Error::other)?,
+                Reply::HoldFor(time, index, entries) => {
+                    match tokio::time::timeout_at(request.at + time, woken.changed()).await {
+                        Ok(woken) => woken.map_err(std::io::Error::other)?,
+                        Err(_) => break Reply::list(index, &entries),
+                    }
+                }
                 reply => break reply,
             }
         };
@@ -198,7 +215,7 @@ async fn serve(
                 stream.write_all(format!("{head}\r\n{body}").as_bytes()).await?;
             }
             Reply::Reset => return SockRef::from(stream.get_ref()).set_linger(Some(Duration::ZERO)),
-            Reply::Hang | Reply::Hold => std::future::pending().await,
+            Reply::Hang | Reply::Hold | Reply::HoldFor(..) => std::future::pending().await,
         }
     }
 }

@@ -22,9 +22,19 @@ impl Row {
     /// Notes a figure, which must not be above `limit`.
     #[allow(clippy::needless_pass_by_value, reason = "figures are small, and a limit reads better without a reference")]
     pub(crate) fn at_most<T: PartialOrd + Debug>(mut self, what: &str, figure: T, limit: T) -> Self {
-        let missed = figure > limit;
+        // What cannot be compared is no figure.
+        let missed = figure.partial_cmp(&limit).is_none_or(|order| order.is_gt());
         self.missed |= missed;
         let _ = write!(self.line, " {what}: {figure:.2?} ({} {limit:?});", if missed { "MORE than" } else { "<=" });
+        self
+    }
+
+    /// Notes a figure, which must not be below `limit`.
+    #[allow(clippy::needless_pass_by_value, reason = "figures are small, and a limit reads better without a reference")]
+    pub(crate) fn at_least<T: PartialOrd + Debug>(mut self, what: &str, figure: T, limit: T) -> Self {
+        let missed = figure.partial_cmp(&limit).is_none_or(|order| order.is_lt());
+        self.missed |= missed;
+        let _ = write!(self.line, " {what}: {figure:.2?} ({} {limit:?});", if missed { "LESS than" } else { ">=" });
         self
     }
 

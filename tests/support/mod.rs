@@ -18,6 +18,7 @@ pub(crate) mod peer;
 #[cfg(all(feature = "consul", feature = "macros"))]
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod replicas;
 #[cfg(all(feature = "consul", feature = "macros"))]
 pub(crate) mod scene;
 pub(crate) mod simulated_consul;

@@ -115,6 +115,11 @@ impl Witness {
         }
     }
 
+    /// Forgets what was seen so far.
+    pub(crate) fn forget(&mut self) {
+        while self.seen.try_recv().is_ok() {}
+    }
+
     /// Waits until a handler has ended and says when.
     pub(crate) async fn ended(&mut self) -> Instant {
         match timeout(PATIENCE, self.seen.recv()).await {

@@ -1,13 +1,16 @@
 //! The services and callers of most rows of the table of faults, and what became of their calls.
 //!
-//! Owns [`Scene`], [`Traffic`] and what a row asks of a [`Report`]. It must never cause a fault. Look next at `fault.rs` for the
+//! Owns [`Scene`], [`Traffic`], [`Stalls`] and what a row asks of a [`Report`]. It must never cause a fault. Look next at `fault.rs` for the
 //! rows, and at `load.rs` for the calls.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
 use picom::{Code, Picom};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::consul::Agent;
 use super::load::{Kind, Load, Outcome, Report, percentile};
@@ -85,6 +88,9 @@ impl Scene {
         let report = traffic.finish().await;
         report.check(&self.journal.read());
         println!("{report}");
+        for outcome in report.failed().iter().take(5) {
+            println!("for example {outcome:?}");
+        }
         report
     }
 }
@@ -131,6 +137,14 @@ impl Report {
         (percentile(&times, 99), percentile(&times, 100))
     }
 
+    /// How long the longest call took that met the fault, whatever became of it. Balancing leaves a silent peer alone long before
+    /// anybody knows what is wrong with it, so these may be few.
+    pub(crate) fn noticed(&self) -> Duration {
+        let met = self.outcomes.iter().filter(|call| call.attempts > 1 || call.error.is_some());
+        let longest = met.map(|call| call.took.saturating_sub(EFFORT)).max();
+        longest.unwrap_or_else(|| panic!("no call met the fault, so nothing was tested: {self}"))
+    }
+
     /// How many of 100 calls ran into their deadline.
     pub(crate) fn timeouts(&self) -> f64 {
         let late = |call: &&&Outcome| call.error.as_ref().is_some_and(|error| error.code() == Code::DeadlineExceeded);
@@ -141,6 +155,35 @@ impl Report {
     pub(crate) fn at_full_rate(&self) -> &Self {
         assert!(self.per_second() > 180.0, "this machine did not make the calls that were asked for: {self}");
         self
+    }
+}
+
+/// Notices when this process does not get to run, which spoils figures of rates.
+pub(crate) struct Stalls {
+    longest: Arc<AtomicU64>,
+    _watching: AbortOnDropHandle<()>,
+}
+
+impl Stalls {
+    pub(crate) fn watch() -> Self {
+        const STEP: Duration = Duration::from_millis(20);
+        let longest = Arc::new(AtomicU64::new(0));
+        let noted = Arc::clone(&longest);
+        let watching = tokio::spawn(async move {
+            loop {
+                let due = Instant::now() + STEP;
+                sleep_until(due).await;
+                noted.fetch_max(u64::try_from(due.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            }
+        });
+        Self { longest, _watching: AbortOnDropHandle::new(watching) }
+    }
+
+    /// The longest of them; panics if it is so long that the figures of the test say nothing.
+    pub(crate) fn bearable(&self, most: Duration) -> Duration {
+        let longest = Duration::from_millis(self.longest.load(Ordering::Relaxed));
+        assert!(longest < most, "this process stood still for {longest:?}, so nothing was measured; run it again");
+        longest
     }
 }
 

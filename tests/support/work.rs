@@ -7,11 +7,13 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
 use picom::{Bytes, Status, Streaming};
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 /// How long a handler takes: long enough that calls are always under way when something happens to its process.
@@ -35,17 +37,33 @@ pub(crate) trait Work {
     async fn echo(&self, pieces: Streaming<Bytes>) -> Result<impl Stream<Item = Result<Bytes, Status>>, Status>;
     /// Takes this long in one process, and no time in any other. Tells the process that answers.
     async fn nap(&self, process: u32, milliseconds: u64) -> u32;
+    /// Takes one of the four places of a process for a random time, of this mean; in one process for ten times as long.
+    #[rpc(idempotent)]
+    async fn toil(&self, slow: u32, milliseconds: u64) -> u32;
+    /// Fails at once in one process, and writes it down there.
+    #[rpc(idempotent)]
+    async fn ail(&self, sick: u32, id: u64) -> Result<u32, Status>;
+    /// Needs a processor for so long.
+    #[rpc(idempotent)]
+    async fn burn(&self, id: u64, microseconds: u64) -> u32;
 }
 
-pub(crate) struct Worker(File);
+/// How many calls of `toil` a process can serve at once.
+const PLACES: usize = 4;
+
+pub(crate) struct Worker {
+    journal: File,
+    places: Semaphore,
+}
 
 impl Worker {
     pub(crate) fn new(journal: &Path) -> Self {
-        Self(OpenOptions::new().append(true).create(true).open(journal).expect("the journal can be opened"))
+        let journal = OpenOptions::new().append(true).create(true).open(journal).expect("the journal can be opened");
+        Self { journal, places: Semaphore::new(PLACES) }
     }
 
     fn ran(&self, id: u64) {
-        (&self.0).write_all(&id.to_be_bytes()).expect("the journal can be written");
+        (&self.journal).write_all(&id.to_be_bytes()).expect("the journal can be written");
     }
 }
 
@@ -89,6 +107,52 @@ impl Work for Worker {
             sleep(Duration::from_millis(milliseconds)).await;
         }
         std::process::id()
+    }
+
+    async fn toil(&self, slow: u32, milliseconds: u64) -> u32 {
+        let place = self.places.acquire().await.expect("it is never closed");
+        let mean = Duration::from_millis(milliseconds) * if slow == std::process::id() { 10 } else { 1 };
+        sleep(mean.mul_f64(-fastrand::f64().max(f64::MIN_POSITIVE).ln())).await;
+        drop(place);
+        std::process::id()
+    }
+
+    async fn ail(&self, sick: u32, id: u64) -> Result<u32, Status> {
+        if sick == std::process::id() {
+            self.ran(id);
+            return Err(Status::unavailable("out of order"));
+        }
+        sleep(EFFORT).await;
+        Ok(std::process::id())
+    }
+
+    async fn burn(&self, id: u64, microseconds: u64) -> u32 {
+        self.ran(id);
+        // In steps, each of which lets others go first.
+        for _ in 0..4 {
+            spin(microseconds * *ROUNDS / 4);
+            tokio::task::yield_now().await;
+        }
+        std::process::id()
+    }
+}
+
+/// How many rounds of [`spin`] a processor does in a microsecond, which others can only make seem fewer: so that a call is as
+/// much work when this process has to share its processor.
+static ROUNDS: LazyLock<u64> = LazyLock::new(|| {
+    const SAMPLE: u64 = 50_000;
+    let sample = |_| {
+        let begun = std::time::Instant::now();
+        spin(SAMPLE);
+        begun.elapsed()
+    };
+    let quickest = (0..20).map(sample).min().unwrap_or_default();
+    (SAMPLE * 1_000 / u64::try_from(quickest.as_nanos()).unwrap_or(u64::MAX).max(1)).max(1)
+});
+
+fn spin(rounds: u64) {
+    for round in 0..rounds {
+        std::hint::black_box(round);
     }
 }
 

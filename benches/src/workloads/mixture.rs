@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use tokio::task::JoinSet;
 
 use super::meter::{self, Lap};
 use super::{Figures, Plan, WARM_UP, calls};
@@ -32,8 +33,9 @@ pub(crate) async fn run<C: Client>(client: C, streams: bool, plan: &Plan) -> Fig
     let quiet = meter::pause();
 
     let bytes = Arc::new(AtomicU64::new(0));
+    let mut bulks = JoinSet::new();
     for _ in 0..if streams { 1 } else { ECHOES } {
-        tokio::spawn(bulk(client.clone(), streams, Arc::clone(&bytes)));
+        bulks.spawn(bulk(client.clone(), streams, Arc::clone(&bytes)));
     }
     tokio::time::sleep(WARM_UP).await;
     let before = bytes.load(Ordering::Relaxed);
@@ -44,6 +46,8 @@ pub(crate) async fn run<C: Client>(client: C, streams: bool, plan: &Plan) -> Fig
     let used = watch.stop();
     let moved = bytes.load(Ordering::Relaxed) - before;
     task.await.expect("the calls succeed");
+    // Before the connection goes, which would look like a failure to them.
+    bulks.shutdown().await;
 
     let mut figures = calls::figures(used, loaded.len(), &loaded);
     // The bulk has used most of it: per call it says nothing. For each MB it still has the small calls in it.
@@ -58,7 +62,7 @@ pub(crate) async fn run<C: Client>(client: C, streams: bool, plan: &Plan) -> Fig
     figures
 }
 
-/// Bulk without end; the process ends it.
+/// Bulk without end.
 async fn bulk<C: Client>(client: C, streams: bool, bytes: Arc<AtomicU64>) {
     let body = Bytes::from(vec![7; MIB]);
     loop {

@@ -1,10 +1,12 @@
 //! Who is left alone, for how long, and how it comes back.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::super::circuit::{EJECTION, FAILURES_IN_A_ROW};
-use super::super::{Circuit, Fault, Group, PeakEwma, Random, RoundRobin};
+use super::super::{Boxcar, Circuit, Fault, Group, PeakEwma, Random, RoundRobin};
 use super::{Few, some};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -169,7 +171,9 @@ fn a_lost_connection_rests_the_endpoint_and_a_new_one_ends_that() {
         assert_eq!(three.shares(&Random, 100)[0], 0);
         before = left;
     }
-    three.member(0).connected();
+    assert!(three.group.states(three.now)[0].latency > Some(SECOND), "a failure counts as a long time");
+    three.member(0).connected(three.now);
+    assert_eq!(three.group.states(three.now)[0].latency, None, "and no longer than the reason for it");
     assert_eq!(circuit(&three, 0), Circuit::Closed);
     assert!(three.shares(&Random, 100)[0] > 0);
     for position in 0..3 {
@@ -180,6 +184,58 @@ fn a_lost_connection_rests_the_endpoint_and_a_new_one_ends_that() {
     assert_eq!(circuit(&three, 0), Circuit::Closed, "one that says nothing is left alone for a second");
     three.member(0).refused(Some(Duration::from_secs(3600)), three.now);
     assert_eq!(circuit(&three, 0), Circuit::Resting(Duration::from_secs(5)), "a server may ask for so much only");
+}
+
+#[test]
+fn a_new_connection_to_an_ejected_endpoint_lets_one_call_find_out_at_once() {
+    let three = some(3);
+    fail(&three, 0, FAILURES_IN_A_ROW);
+    assert!(matches!(circuit(&three, 0), Circuit::Open(left) if !left.is_zero()), "{:?}", circuit(&three, 0));
+    three.member(0).connected(three.now);
+    assert_eq!(circuit(&three, 0), Circuit::Open(Duration::ZERO), "it is open still");
+    let choices: Vec<_> = (0..100).map(|_| three.choose(&RoundRobin)).filter(|choice| choice.position == 0).collect();
+    assert_eq!(choices.len(), 1, "one call finds out, the others do not wait for it");
+    assert!(choices[0].is_probe);
+    three.member(0).end_probe(Some(false), three.now);
+    assert!(matches!(circuit(&three, 0), Circuit::Open(left) if !left.is_zero()), "it was not only the connection");
+}
+
+#[test]
+fn a_policy_says_how_soon_a_newcomer_has_its_share() {
+    let mut three = some(3);
+    three.member(0).warm_up(three.now);
+    three.pass(SECOND * 3 / 2);
+    let half = three.shares(&Boxcar::new(), 3_000)[0];
+    assert!((400..=600).contains(&half), "half of a third of 3,000 is 500, not {half}");
+    three.pass(SECOND * 3 / 2);
+    let (boxcar, ewma) = (three.shares(&Boxcar::new(), 3_000)[0], three.shares(&PeakEwma, 3_000)[0]);
+    assert!((900..=1_100).contains(&boxcar), "after 3 s all of it, not {boxcar}");
+    assert!((200..=400).contains(&ewma), "after 3 of 10 s about 30 %, not {ewma}");
+    three.pass(SECOND * 7);
+    let ewma = three.shares(&PeakEwma, 3_000)[0];
+    assert!((900..=1_100).contains(&ewma), "after 10 s all of it, not {ewma}");
+}
+
+#[test]
+fn an_attempt_beside_others_goes_to_one_that_is_well_and_was_not_used() {
+    let mut four = some(4);
+    let beside = |of: &Few, used: &[usize]| {
+        let used: Vec<_> = used.iter().map(|position| Arc::clone(&of.seats[*position].member)).collect();
+        let taken: BTreeSet<_> = (0..100).map(|_| of.group.choose_beside(&RoundRobin, of.request(), &used)).collect();
+        (taken.into_iter().flatten().collect::<Vec<_>>(), of.group.is_in_panic(&used, of.now))
+    };
+    assert_eq!(beside(&four, &[0]), (vec![1, 2, 3], false));
+    four.member(1).failed(Fault::Connection, four.now);
+    assert_eq!(beside(&four, &[0]), (vec![2, 3], false), "one rests");
+    fail(&four, 2, FAILURES_IN_A_ROW);
+    assert_eq!(beside(&four, &[0]), (vec![3], true), "half of them are not well");
+    assert_eq!(beside(&four, &[2]), (vec![0, 3], false), "the one that is used does not count");
+    assert_eq!(beside(&four, &[0, 3]), (Vec::new(), true), "nobody else is well");
+    // One that may be called again has to show first that it works.
+    four.pass(EJECTION);
+    assert_eq!(beside(&four, &[0]).0, vec![1, 3]);
+    assert_eq!(circuit(&four, 2), Circuit::Open(Duration::ZERO), "nobody has taken the duty to find out");
+    assert!(beside(&some(1), &[0]).0.is_empty());
 }
 
 #[test]
@@ -194,5 +250,40 @@ fn what_was_tried_comes_last_then_what_failed() {
         assert_eq!(choose(&tried(&[0])), Some(2), "neither tried nor resting");
         assert_eq!(choose(&tried(&[0, 2])), Some(1), "resting, but not tried");
         assert_ne!(choose(&tried(&[0, 1, 2])), Some(1), "all tried, so one that does not rest");
+    }
+}
+
+/// Counts what is logged from this level on.
+struct Logged(tracing::Level, AtomicUsize);
+
+impl tracing::Subscriber for Logged {
+    fn enabled(&self, of: &tracing::Metadata<'_>) -> bool {
+        *of.level() == self.0
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.1.fetch_add(1, Ordering::Relaxed);
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn an_ejection_is_a_warning_in_the_log_and_its_end_a_line() {
+    for (level, lines) in [(tracing::Level::WARN, [1, 1]), (tracing::Level::INFO, [0, 1])] {
+        let log = Arc::new(Logged(level, AtomicUsize::new(0)));
+        let _logged = tracing::subscriber::set_default(Arc::clone(&log));
+        let mut three = some(3);
+        fail(&three, 0, FAILURES_IN_A_ROW + 3);
+        assert_eq!(log.1.load(Ordering::Relaxed), lines[0], "{level} after the ejection");
+        three.pass(EJECTION);
+        while !three.choose(&RoundRobin).is_probe {}
+        three.member(0).end_probe(Some(true), three.now);
+        three.member(0).end_probe(Some(true), three.now);
+        assert_eq!(log.1.load(Ordering::Relaxed), lines[1], "{level} after the return");
     }
 }

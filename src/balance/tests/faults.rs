@@ -63,9 +63,9 @@ fn one_of_ten_that_is_ten_times_slower_is_hardly_noticed() {
 fn a_policy_that_hears_of_the_load_bears_a_slow_server_too() {
     for clients in [8, 100] {
         let slow = |server, at| if server == 0 && at >= 5.0 { 10.0 * MEAN } else { MEAN };
-        let calls = run(&Scenario { mean: slow, reports: true, ..scenario(Boxcar, clients) });
+        let calls = run(&Scenario { mean: slow, reports: true, ..scenario(Boxcar::new(), clients) });
         let boxcar = shown("slow", "boxcar", clients, figures(&calls, SERVERS, 5.0, 20.0));
-        let calls = run(&Scenario { reports: true, ..scenario(Boxcar, clients) });
+        let calls = run(&Scenario { reports: true, ..scenario(Boxcar::new(), clients) });
         let healthy = shown("all well", "boxcar", clients, figures(&calls, SERVERS, 5.0, 20.0));
         assert!(boxcar.timed_out <= 0.0015, "{clients} clients: {boxcar:?}");
         assert!(boxcar.p99 <= 1.5 * healthy.p99, "{clients} clients: {boxcar:?}, without the slow one {healthy:?}");

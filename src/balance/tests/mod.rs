@@ -44,7 +44,7 @@ fn some(count: usize) -> Few {
 fn some_of(endpoints: impl IntoIterator<Item = Endpoint>) -> Few {
     fastrand::seed(7);
     let begun = Instant::now();
-    let fleet = Arc::new(Fleet::new(begun));
+    let fleet = Arc::new(Fleet::new("service1".into(), begun));
     let start = begun + Duration::from_secs(100);
     let seats: Vec<Seat> = endpoints.into_iter().map(|endpoint| seat(endpoint, &fleet)).collect();
     Few { start, now: start, group: Group::new(seats.clone(), fleet, 1, start), seats }

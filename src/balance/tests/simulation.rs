@@ -112,7 +112,7 @@ pub(super) fn run(scenario: &Scenario) -> Vec<Call> {
 
 impl Client {
     fn new(scenario: &Scenario, start: Instant) -> Self {
-        let fleet = Arc::new(Fleet::new(start));
+        let fleet = Arc::new(Fleet::new("service1".into(), start));
         let seats: Vec<Seat> = (0..scenario.servers).map(|n| seat(Endpoint::new(addr(n)), &fleet)).collect();
         let first = usize::from(scenario.joins > 0.0);
         let members = seats.iter().map(|seat| Arc::clone(&seat.member)).collect();

@@ -12,7 +12,7 @@ use crate::registry::Endpoint;
 /// The addresses that a client with this seed uses of these.
 fn used(numbers: impl Iterator<Item = usize>, seed: u64) -> BTreeSet<SocketAddr> {
     let now = Instant::now();
-    let fleet = Arc::new(Fleet::new(now));
+    let fleet = Arc::new(Fleet::new("service1".into(), now));
     let seats = numbers.map(|number| seat(Endpoint::new(addr(number)), &fleet)).collect();
     let states = Group::new(seats, fleet, seed, now).states(now);
     states.iter().filter(|state| state.used).map(|state| state.endpoint.addr).collect()

@@ -185,6 +185,12 @@ fn with_load() -> Vec<(&'static str, Vec<Line>)> {
     assert_eq!(scribe.pair.client.take_load(), Some(Load { slot: 100, capacity: 100 }));
     assert_eq!(scribe.pair.client.take_load(), None, "it is taken once");
     read_all(&mut scribe.pair.client, id);
+
+    scribe.block("load-pong");
+    gauge.running.store(7, Ordering::Relaxed);
+    scribe.pair.client.ask_load();
+    scribe.both();
+    assert_eq!(scribe.pair.client.take_load(), Some(Load { slot: 7, capacity: 100 }));
     scribe.pair.assert_clean();
     scribe.blocks
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
@@ -152,7 +153,7 @@ impl Announcer {
             self.sequence += 1;
             instance.address = instance.address.filter(|ip| !ip.is_unspecified()).or(self.address);
             let Self { period, sender, sequence, replica, .. } = *self;
-            let datagram = Datagram { kind, period, sender, sequence, replica, instance };
+            let datagram = Datagram { kind, period, sender, sequence, replica, instance: Arc::new(instance) };
             outgoing.push(Outgoing { key, body: datagram.encode() });
         }
         outgoing
@@ -242,7 +243,7 @@ impl Announcer {
                 own.instance.port,
             ),
             incarnation: Some(own.instance.incarnation),
-            id: known_as(&own.instance, self.replica),
+            id: known_as(&own.instance, self.replica).into_owned(),
             tier: Tier::Healthy,
             weight: own.instance.weight,
             zone: own.instance.zone.clone(),

@@ -1,6 +1,7 @@
 //! When what is sent of one's own instances, with a time that the test makes up.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+use super::super::datagram::tests::decode;
 use super::*;
 use crate::state::NodeState;
 
@@ -32,7 +33,7 @@ fn run(own: &mut Announcer, begin: Instant, end: Instant) -> Vec<(Duration, Data
     let mut now = begin;
     while now <= end {
         for outgoing in own.due(now) {
-            sent.push((now - begin, Datagram::decode(&outgoing.body.unwrap()).unwrap()));
+            sent.push((now - begin, decode(&outgoing.body.unwrap()).unwrap()));
             own.sent(now, outgoing.key, Ok(()));
         }
         let Some(next) = own.next() else { break };
@@ -157,7 +158,7 @@ fn another_user_of_ones_id_is_reported_and_shown_until_it_is_gone() {
         sender: Sender { process: 2, registry: 0 },
         sequence: 1,
         replica: false,
-        instance: Instance { incarnation, ..instance(id, 4001) },
+        instance: Arc::new(Instance { incarnation, ..instance(id, 4001) }),
     };
     assert_eq!(own.meet(now, source, &theirs("two", 78), home), None);
     assert_eq!(own.meet(now, source, &theirs("one", 77), home), Some(Meeting::Same), "it is the same instance");

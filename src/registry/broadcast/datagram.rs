@@ -1,17 +1,23 @@
 //! What one datagram says: an instance, who says it, and whether it stays or leaves.
 //!
 //! Owns the layout of the part that a key seals, and the refusal of whatever no honest sender would send. It must never
-//! do I/O, keep state, or look at a clock. Look next at `seal.rs` for what is around it, and at `table.rs` for what it means.
+//! do I/O, keep state, or look at a clock. Look next at `seal.rs` for what is around it, at `parsed.rs` for what need not be read
+//! again, and at `table.rs` for what it means.
+//!
+//! Two values of MessagePack: first what differs from one datagram to the next, then what the instance says of itself.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::events::Refusal;
+use super::parsed::Parsed;
 use crate::registry::Instance;
 use crate::state::{MAX_REASON, NodeState, NodeStatus};
 
@@ -50,18 +56,19 @@ pub(super) struct Datagram {
     pub(super) sequence: u64,
     /// Whether others may share its id: then it is known as `id:incarnation`.
     pub(super) replica: bool,
-    pub(super) instance: Instance,
+    /// The same one for all datagrams that say the same, while somebody keeps it.
+    pub(super) instance: Arc<Instance>,
 }
 
 impl Datagram {
     /// What the instance is known as.
-    pub(super) fn known_as(&self) -> String {
+    pub(super) fn known_as(&self) -> Cow<'_, str> {
         known_as(&self.instance, self.replica)
     }
 
     pub(super) fn encode(&self) -> Result<Vec<u8>, String> {
         let given = &self.instance;
-        let body = Body {
+        let head = Head {
             kind: match self.kind {
                 Kind::Announce => 0,
                 Kind::Leave => 1,
@@ -70,6 +77,8 @@ impl Datagram {
             process: self.sender.process,
             registry: self.sender.registry,
             sequence: self.sequence,
+        };
+        let body = Body {
             replica: self.replica,
             service: given.service.clone(),
             id: given.id.clone(),
@@ -89,21 +98,33 @@ impl Datagram {
             reason: NodeStatus::now(given.status.state, given.status.reason.as_deref()).reason,
             since: since_seconds(&given.status),
         };
-        rmp_serde::to_vec(&body).map_err(|error| format!("the announcement cannot be written: {error}"))
+        let mut bytes = Vec::new();
+        rmp_serde::encode::write(&mut bytes, &head)
+            .and_then(|()| rmp_serde::encode::write(&mut bytes, &body))
+            .map_err(|error| format!("the announcement cannot be written: {error}"))?;
+        Ok(bytes)
     }
 
-    pub(super) fn decode(mut bytes: &[u8]) -> Result<Self, Refusal> {
-        let body: Body = rmp_serde::from_read(&mut bytes).map_err(|_| Refusal::Malformed)?;
-        // What follows would be nobody's.
-        if !bytes.is_empty() {
+    /// Reads it. What the instance says of itself is read only if these bytes are not known.
+    pub(super) fn decode(mut bytes: &[u8], parsed: &mut Parsed) -> Result<Self, Refusal> {
+        let head: Head = rmp_serde::from_read(&mut bytes).map_err(|_| Refusal::Malformed)?;
+        let kind = match head.kind {
+            0 => Kind::Announce,
+            1 => Kind::Leave,
+            _ => return Err(Refusal::Malformed),
+        };
+        let period = Duration::from_millis(head.period_ms.into());
+        if !PERIODS.contains(&period) {
             return Err(Refusal::Malformed);
         }
-        body.check().ok_or(Refusal::Malformed)
+        let (instance, replica) = parsed.read(bytes, Body::read).ok_or(Refusal::Malformed)?;
+        let sender = Sender { process: head.process, registry: head.registry };
+        Ok(Self { kind, period, sender, sequence: head.sequence, replica, instance })
     }
 }
 
-pub(super) fn known_as(instance: &Instance, replica: bool) -> String {
-    if replica { format!("{}:{:016x}", instance.id, instance.incarnation) } else { instance.id.clone() }
+pub(super) fn known_as(instance: &Instance, replica: bool) -> Cow<'_, str> {
+    if replica { format!("{}:{:016x}", instance.id, instance.incarnation).into() } else { Cow::Borrowed(&instance.id) }
 }
 
 /// How long the datagrams of an instance can become while it lives, without what is around them.
@@ -112,7 +133,7 @@ pub(super) fn longest(instance: &Instance, replica: bool) -> Result<usize, Strin
     instance.address = instance.address.or(Some(IpAddr::from([0xff; 16])));
     instance.status = NodeStatus { state: NodeState::Down, reason: Some("x".repeat(MAX_REASON)), since: None };
     let sender = Sender { process: u64::MAX, registry: u32::MAX };
-    let period = *PERIODS.end();
+    let (period, instance) = (*PERIODS.end(), Arc::new(instance));
     let longest = Datagram { kind: Kind::Leave, period, sender, sequence: u64::MAX, replica, instance };
     // A number takes up to 9 bytes, and that there is none takes one.
     longest.encode().map(|bytes| bytes.len() + 8)
@@ -124,12 +145,17 @@ const STATES: [NodeState; 5] =
 
 /// In this order, as an array of MessagePack.
 #[derive(Serialize, Deserialize)]
-struct Body {
+struct Head {
     kind: u8,
     period_ms: u32,
     process: u64,
     registry: u32,
     sequence: u64,
+}
+
+/// In this order, as an array of MessagePack.
+#[derive(Serialize, Deserialize)]
+struct Body {
     replica: bool,
     service: String,
     id: String,
@@ -147,13 +173,14 @@ struct Body {
 }
 
 impl Body {
-    fn check(self) -> Option<Datagram> {
-        let kind = match self.kind {
-            0 => Kind::Announce,
-            1 => Kind::Leave,
-            _ => return None,
-        };
-        let period = Duration::from_millis(self.period_ms.into());
+    /// The instance, and whether others may share its id.
+    fn read(mut bytes: &[u8]) -> Option<(Instance, bool)> {
+        let body: Self = rmp_serde::from_read(&mut bytes).ok()?;
+        // What follows would be nobody's.
+        if bytes.is_empty() { body.check() } else { None }
+    }
+
+    fn check(self) -> Option<(Instance, bool)> {
         let address = match self.address.len() {
             0 => None,
             4 => Some(IpAddr::from(<[u8; 4]>::try_from(&*self.address).ok()?)),
@@ -162,7 +189,7 @@ impl Body {
         };
         let short = self.reason.as_ref().is_none_or(|reason| reason.len() <= MAX_REASON);
         let callable = address.is_none_or(|ip| !ip.is_multicast() && ip != IpAddr::from([255; 4]));
-        if !PERIODS.contains(&period) || !short || !callable {
+        if !short || !callable {
             return None;
         }
         let since = self.since.and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
@@ -180,8 +207,7 @@ impl Body {
             status,
         };
         instance.check().ok()?;
-        let sender = Sender { process: self.process, registry: self.registry };
-        Some(Datagram { kind, period, sender, sequence: self.sequence, replica: self.replica, instance })
+        Some((instance, self.replica))
     }
 }
 

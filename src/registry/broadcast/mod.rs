@@ -7,6 +7,7 @@ mod announce;
 mod datagram;
 mod events;
 mod node;
+mod parsed;
 mod seal;
 mod settings;
 mod table;
@@ -247,6 +248,10 @@ impl Registry for Broadcast {
 
     fn validate(&self) -> Result<(), RegistryError> {
         self.handle.node.settings.validate()
+    }
+
+    fn is_local(&self) -> bool {
+        self.handle.node.settings.is_loopback()
     }
 
     async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {

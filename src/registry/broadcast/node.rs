@@ -329,7 +329,8 @@ impl State {
             Some(Meeting::Rival { kept, other, tell }) => {
                 if tell {
                     let service = datagram.instance.service.clone();
-                    news.push(Event::DuplicateId { service, id: datagram.known_as(), kept, other });
+                    let id = datagram.known_as().into_owned();
+                    news.push(Event::DuplicateId { service, id, kept, other });
                 }
                 Err(Refusal::DuplicateId)
             }
@@ -382,7 +383,7 @@ mod tests {
     #[test]
     fn a_sealed_announcement_must_say_its_address_itself() {
         let mut nowhere = usual();
-        nowhere.instance.address = None;
+        Arc::make_mut(&mut nowhere.instance).address = None;
         assert_eq!(heard(false, nowhere.clone()).0, 1);
         let (known, refused) = heard(true, nowhere);
         assert_eq!((known, refused.of(Refusal::Malformed)), (0, 1));
@@ -395,7 +396,7 @@ mod tests {
         for sequence in 1..=100 {
             let mut datagram = usual();
             datagram.sequence = sequence * 2;
-            datagram.instance.service = format!("service{sequence}");
+            Arc::make_mut(&mut datagram.instance).service = format!("service{sequence}");
             let leave = Datagram { kind: Kind::Leave, sequence: sequence * 2 + 1, ..datagram.clone() };
             let from = SocketAddr::from((STRANGER, 5000));
             node.heard(vec![(from, Ok(datagram)), (from, Ok(leave))]);

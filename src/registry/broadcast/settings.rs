@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::datagram::PERIODS;
 use super::seal::{KEY, Key};
 use crate::registry::RegistryError;
+use crate::registry::settings::{Hidden, duration, options, switch, unknown};
 
 /// The usual port.
 const PORT: u16 = 5000;
@@ -120,28 +121,24 @@ impl Settings {
         } else {
             Self::broadcast(place)?
         };
-        for option in query.split('&').filter(|option| !option.is_empty()) {
-            let (name, value) = option.split_once('=').unwrap_or((option, ""));
-            match name {
-                "period" => settings.period = duration(value)?,
+        for (name, value) in options(query) {
+            match &*name {
+                "period" => settings.period = duration(&value).map_err(bad)?,
                 "interface" => {
                     let ip = value.parse().map_err(|_| bad("the interface is named by its own IPv4 address"))?;
                     settings.interface = Some(ip);
                 }
-                "key-file" => settings.key = Some(key_of_file(value)?),
-                "ignore-process" => settings.ignore_process = switch(value)?,
-                "listen-only" => settings.listen_only = switch(value)?,
-                "replica" => settings.replica = switch(value)?,
+                "key-file" => settings.key = Some(key_of_file(&value)?),
+                "ignore-process" => settings.ignore_process = switch(&value).map_err(bad)?,
+                "listen-only" => settings.listen_only = switch(&value).map_err(bad)?,
+                "replica" => settings.replica = switch(&value).map_err(bad)?,
                 "key" => {
                     return Err(bad("a key does not belong into a URL, which ends up in logs and process lists; \
                          use key-file=…"));
                 }
                 _ => {
-                    let shown: String = name.chars().take(20).collect();
-                    return Err(bad(format!(
-                        "unknown option {shown:?} in the URL; there are period, interface, key-file, ignore-process, \
-                         listen-only and replica"
-                    )));
+                    let there_are = "period, interface, key-file, ignore-process, listen-only and replica";
+                    return Err(bad(unknown(&name, there_are)));
                 }
             }
         }
@@ -198,7 +195,7 @@ pub(super) fn bad(text: impl fmt::Display) -> RegistryError {
 
 pub(super) fn key(bytes: &[u8]) -> Result<Key, RegistryError> {
     <[u8; KEY]>::try_from(bytes)
-        .map(Key)
+        .map(Hidden)
         .map_err(|_| bad(format!("a key has {KEY} bytes, and this one has {}", bytes.len())))
 }
 
@@ -229,29 +226,6 @@ fn checked_address(text: &str) -> Result<SocketAddr, RegistryError> {
         }
         Ok(addr) => Ok(addr),
         Err(_) => Err(bad("an address is written like 10.1.255.255:5000")),
-    }
-}
-
-/// Reads `500ms`, `2s` or `1m`.
-fn duration(text: &str) -> Result<Duration, RegistryError> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let millis = match &text[digits..] {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        _ => 0,
-    };
-    match text[..digits].parse::<u64>() {
-        Ok(number) if millis > 0 => Ok(Duration::from_millis(number.saturating_mul(millis))),
-        _ => Err(bad("a time is written like 500ms, 2s or 1m")),
-    }
-}
-
-fn switch(text: &str) -> Result<bool, RegistryError> {
-    match text {
-        "" | "true" | "1" => Ok(true),
-        "false" | "0" => Ok(false),
-        _ => Err(bad("a switch is true or false")),
     }
 }
 

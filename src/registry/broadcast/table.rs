@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::datagram::{Datagram, Kind, PERIODS, Sender};
+use super::datagram::{Datagram, Kind, PERIODS, Sender, known_as};
 use super::events::{Event, Gone, Refusal};
-use crate::registry::{Endpoint, Tier};
+use crate::registry::{Endpoint, Instance, Tier};
 
 /// How long after its announced period was missed an instance is gone. With the usual period of 2 s one lost datagram in a row
 /// is forgiven, and the next one too late is not.
 pub(super) const GRACE: Duration = Duration::from_secs(3);
 
-/// Most instances of others. At some 2 KiB each they take 8 MiB.
+/// Most instances of others. At some 3 KiB each, with the bytes that they are known by, they take 12 MiB.
 pub(super) const MAX_INSTANCES: usize = 4096;
 
 /// Most instances of others from one address: many containers behind one address fit, and it takes several addresses to fill
@@ -63,6 +63,8 @@ pub(super) struct Table {
 
 struct Entry {
     endpoint: Arc<Endpoint>,
+    /// What the endpoint was made of: what was said last, and where that came from.
+    made_of: (Arc<Instance>, IpAddr),
     incarnation: u64,
     /// The process that was here before at the same address, and how often it was heard since. It is dead, whatever somebody
     /// replays of it, unless it goes on speaking.
@@ -130,31 +132,34 @@ impl Table {
         news: &mut Vec<Event>,
     ) -> Result<(), Refusal> {
         self.doubt_oneself(now);
-        let id = datagram.known_as();
-        let service = datagram.instance.service.clone();
-        let incarnation = datagram.instance.incarnation;
-        let known = self.services.get_mut(&service).and_then(|entries| entries.get_mut(&id));
+        let said = datagram.instance;
+        let (id, service, incarnation) = (known_as(&said, datagram.replica), &said.service, said.incarnation);
+        let known = self.services.get_mut(service).and_then(|entries| entries.get_mut(&*id));
         if datagram.kind == Kind::Leave {
             if let Some(entry) = known.filter(|entry| entry.incarnation == incarnation) {
                 // It says why, also to whoever has missed the word before it.
-                if entry.endpoint.status != datagram.instance.status {
-                    let status = datagram.instance.status;
+                if entry.endpoint.status != said.status {
+                    let status = said.status.clone();
                     entry.endpoint = Arc::new(Endpoint { status, ..Endpoint::clone(&entry.endpoint) });
                 }
-                self.remove(&service, &id, Gone::Left, news);
+                self.remove(service, &id, Gone::Left, news);
             }
             return Ok(());
         }
         let period = datagram.period.clamp(*PERIODS.start(), *PERIODS.end());
         let gone_at = now + period + GRACE;
-        let endpoint = endpoint(source.ip(), id.clone(), datagram);
         let (mut predecessor, mut ghost) = (None, None);
         if let Some(entry) = known {
             if entry.incarnation == incarnation {
                 (entry.heard, entry.period) = (now, period);
-                if *entry.endpoint != endpoint {
-                    entry.endpoint = Arc::new(endpoint);
-                    news.push(Event::Changed { service, endpoint: Arc::clone(&entry.endpoint) });
+                // The same words from the same place make the same endpoint.
+                if !Arc::ptr_eq(&entry.made_of.0, &said) || entry.made_of.1 != source.ip() {
+                    let endpoint = endpoint(source.ip(), &id, &said);
+                    if *entry.endpoint != endpoint {
+                        entry.endpoint = Arc::new(endpoint);
+                        news.push(Event::Changed { service: service.clone(), endpoint: Arc::clone(&entry.endpoint) });
+                    }
+                    entry.made_of = (Arc::clone(&said), source.ip());
                 }
                 self.look(gone_at);
                 return Ok(());
@@ -175,16 +180,17 @@ impl Table {
                 _ => {}
             }
             // Two processes cannot listen at one address: the one that is known has died.
-            if entry.endpoint.addr != endpoint.addr {
+            let (kept, other) = (entry.endpoint.addr, addr(source.ip(), &said));
+            if kept != other {
                 if entry.duplicate_told.is_none_or(|told| told + DUPLICATES_EVERY <= now) {
                     entry.duplicate_told = Some(now);
-                    let (kept, other) = (entry.endpoint.addr, endpoint.addr);
+                    let (service, id) = (service.clone(), id.into_owned());
                     news.push(Event::DuplicateId { service, id, kept, other });
                 }
                 return Err(Refusal::DuplicateId);
             }
             predecessor = (ghost != Some(entry.incarnation)).then_some((entry.incarnation, 0));
-            self.remove(&service, &id, Gone::Replaced, news);
+            self.remove(service, &id, Gone::Replaced, news);
         }
         if self.len >= MAX_INSTANCES {
             return Err(Refusal::Full);
@@ -197,7 +203,8 @@ impl Table {
         self.len += 1;
         self.arrivals += 1;
         let entry = Entry {
-            endpoint: Arc::new(endpoint),
+            endpoint: Arc::new(endpoint(source.ip(), &id, &said)),
+            made_of: (Arc::clone(&said), source.ip()),
             incarnation,
             predecessor,
             ghost,
@@ -208,7 +215,7 @@ impl Table {
             duplicate_told: None,
         };
         news.push(Event::Added { service: service.clone(), endpoint: Arc::clone(&entry.endpoint) });
-        self.services.entry(service).or_default().insert(id, entry);
+        self.services.entry(service.clone()).or_default().insert(id.into_owned(), entry);
         self.look(gone_at);
         Ok(())
     }
@@ -297,19 +304,23 @@ impl Table {
     }
 }
 
-/// What others call; an address that the datagram leaves open is the one that it came from.
-fn endpoint(source: IpAddr, id: String, datagram: Datagram) -> Endpoint {
-    let instance = datagram.instance;
+/// Where it is called; an address that it leaves open is the one that the datagram came from.
+fn addr(source: IpAddr, said: &Instance) -> SocketAddr {
+    SocketAddr::new(said.address.unwrap_or(source), said.port)
+}
+
+/// What others call.
+fn endpoint(source: IpAddr, id: &str, said: &Instance) -> Endpoint {
     Endpoint {
-        addr: SocketAddr::new(instance.address.unwrap_or(source), instance.port),
-        incarnation: Some(instance.incarnation),
-        id,
+        addr: addr(source, said),
+        incarnation: Some(said.incarnation),
+        id: id.to_owned(),
         tier: Tier::Healthy,
-        weight: instance.weight,
-        zone: instance.zone,
-        tags: instance.tags,
-        meta: instance.meta,
-        status: instance.status,
+        weight: said.weight,
+        zone: said.zone.clone(),
+        tags: said.tags.clone(),
+        meta: said.meta.clone(),
+        status: said.status.clone(),
     }
 }
 

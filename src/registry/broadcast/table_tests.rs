@@ -5,9 +5,11 @@ use std::time::SystemTime;
 
 use proptest::prelude::*;
 
-use super::super::seal::{Key, Seal};
+use super::super::datagram::tests::said;
+use super::super::seal::Seal;
 use super::*;
 use crate::registry::Instance;
+use crate::registry::settings::Hidden;
 use crate::state::{NodeState, NodeStatus};
 
 const PERIOD: Duration = Duration::from_secs(2);
@@ -77,7 +79,7 @@ fn datagram(id: &str, port: u16, incarnation: u64, sequence: u64) -> Datagram {
         meta: BTreeMap::new(),
         status: NodeStatus::only(NodeState::Running),
     };
-    let sender = Sender { process: incarnation, registry: 7 };
+    let (sender, instance) = (Sender { process: incarnation, registry: 7 }, Arc::new(instance));
     Datagram { kind: Kind::Announce, period: PERIOD, sender, sequence, replica: false, instance }
 }
 
@@ -227,7 +229,7 @@ fn what_changed_is_told_and_what_did_not_is_no_news() {
     world.announce("one", 4000, 1001).unwrap();
     assert_eq!(world.news.len(), 1, "{:?}", world.news);
     let mut stopped = datagram("one", 4000, 1001, 100);
-    stopped.instance.status = NodeStatus::now(NodeState::Stopped, Some("maintenance"));
+    said(&mut stopped).status = NodeStatus::now(NodeState::Stopped, Some("maintenance"));
     world.hear(stopped).unwrap();
     assert!(matches!(&world.news[1], Event::Changed { endpoint, .. } if endpoint.status.state == NodeState::Stopped));
 }
@@ -237,10 +239,25 @@ fn the_address_is_the_one_that_is_announced_else_where_it_came_from() {
     let mut world = World::new();
     world.announce("one", 4000, 1001).unwrap();
     let mut named = datagram("two", 4000, 1002, 1);
-    named.instance.address = Some([10, 9, 9, 9].into());
+    said(&mut named).address = Some([10, 9, 9, 9].into());
     world.hear(named).unwrap();
     let addrs: Vec<_> = world.table.list("service1").iter().map(|endpoint| endpoint.addr.to_string()).collect();
     assert_eq!(addrs, ["10.0.0.9:4000", "10.9.9.9:4000"]);
+}
+
+#[test]
+fn the_same_words_keep_an_instance_alive_and_from_another_place_they_are_news() {
+    let mut world = World::new();
+    let words = datagram("one", 4000, 1001, 0);
+    for (sequence, host, news) in [(1, 1, 1), (2, 1, 1), (3, 2, 2), (4, 2, 2), (5, 1, 3)] {
+        world.hear_from([10, 0, 0, host], Datagram { sequence, ..words.clone() }).unwrap();
+        let addr = world.table.list("service1")[0].addr.to_string();
+        assert_eq!((addr, world.news.len()), (format!("10.0.0.{host}:4000"), news), "datagram {sequence}");
+        world.sweep_after(LIFE - MS);
+    }
+    assert_eq!(world.hear_from([10, 0, 0, 1], Datagram { sequence: 5, ..words }), Err(Refusal::Replayed));
+    world.sweep_after(MS);
+    assert_eq!(world.ids(), [""; 0]);
 }
 
 #[test]
@@ -250,7 +267,7 @@ fn one_peer_with_10_000_instances_fills_only_its_share() {
     let mut refused = 0;
     for n in 1..=10_000_u64 {
         let mut forged = datagram(&format!("forged{n}"), 4000, 5000, n);
-        forged.instance.service = format!("service{n}");
+        said(&mut forged).service = format!("service{n}");
         match world.hear_from([10, 0, 0, 66], forged) {
             Ok(()) => assert!(n <= MAX_PER_SOURCE as u64, "instance {n} was taken"),
             Err(why) => {
@@ -292,7 +309,7 @@ fn a_wall_clock_an_hour_off_plays_no_part() {
     for since in [SystemTime::now() - hour, SystemTime::now() + hour] {
         let mut world = World::new();
         let mut odd = datagram("one", 4000, 1001, 1);
-        odd.instance.status.since = Some(since);
+        said(&mut odd).status.since = Some(since);
         world.hear(odd).unwrap();
         world.sweep_after(LIFE - MS);
         assert_eq!(world.ids(), ["one"]);
@@ -315,7 +332,7 @@ fn one_does_not_hear_oneself_nor_on_request_ones_process() {
 
 #[test]
 fn under_a_key_forged_joins_and_leaves_change_nothing() {
-    let [ours, theirs] = [1, 2].map(|byte| Seal::new(Some(&Key([byte; 32]))).unwrap());
+    let [ours, theirs] = [1, 2].map(|byte| Seal::new(Some(&Hidden([byte; 32]))).unwrap());
     let (mut world, mut plain, mut theirs) = (World::new(), Seal::new(None).unwrap(), theirs);
     world.announce("one", 4000, 1001).unwrap();
     for forged in [datagram("two", 4001, 1002, 1), leave("one", 1001, 100)] {
@@ -331,7 +348,7 @@ fn a_leave_notice_says_why() {
     let mut world = World::new();
     world.announce("one", 4000, 1001).unwrap();
     let mut notice = leave("one", 1001, 5);
-    notice.instance.status = NodeStatus::now(NodeState::Down, Some("SIGTERM (15)"));
+    said(&mut notice).status = NodeStatus::now(NodeState::Down, Some("SIGTERM (15)"));
     world.hear(notice).unwrap();
     let Some(Event::Removed { endpoint, reason: Gone::Left, .. }) = world.news.last() else {
         panic!("it has left: {:?}", world.news)

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::datagram::{Datagram, MAX_DATAGRAM};
 use super::node::Node;
+use super::parsed::Parsed;
 use super::seal::Seal;
 use super::settings::{Settings, Target};
 
@@ -44,6 +45,8 @@ const MULTICAST_TTL: u32 = 1;
 struct Open {
     socket: UdpSocket,
     seal: Seal,
+    /// What was heard before.
+    parsed: Parsed,
     /// Whom to send to.
     targets: Vec<SocketAddr>,
     loopback_only: bool,
@@ -119,7 +122,7 @@ fn read(node: &Node, open: &mut Open, buffer: &mut [u8]) -> io::Result<()> {
                 let datagram = if open.loopback_only && !source.ip().to_canonical().is_loopback() {
                     Err(super::events::Refusal::Foreign)
                 } else {
-                    open.seal.open(&buffer[..len]).and_then(|body| Datagram::decode(&body))
+                    open.seal.open(&buffer[..len]).and_then(|body| Datagram::decode(&body, &mut open.parsed))
                 };
                 batch.push((source, datagram));
             }
@@ -233,7 +236,8 @@ fn open(settings: &Settings) -> Result<Open, String> {
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
     let socket = socket.set_nonblocking(true).and_then(|()| UdpSocket::from_std(socket.into()));
     let socket = socket.map_err(|error| format!("{settings}: {error}"))?;
-    Ok(Open { socket, seal, targets, loopback_only: settings.is_loopback(), home, works: false })
+    let loopback_only = settings.is_loopback();
+    Ok(Open { socket, seal, parsed: Parsed::default(), targets, loopback_only, home, works: false })
 }
 
 fn socket(addr: SocketAddr) -> io::Result<Socket> {
@@ -347,7 +351,7 @@ mod tests {
         let (node, stop) = (Arc::new(Node::new(settings)), CancellationToken::new());
         let watch = node.watch("service1", None);
         assert!(node.run(&stop));
-        let (_, state) = node.register(crate::registry::broadcast::datagram::tests::usual().instance);
+        let (_, state) = node.register((*super::super::datagram::tests::usual().instance).clone());
         let began = Instant::now();
         // After 0.5 s, 1 s more, 2 s more, and every 4 s from then on.
         for (seconds, reopened) in [(0.4, 0), (0.6, 1), (1.4, 1), (1.6, 2), (3.4, 2), (3.6, 3), (7.6, 4), (59.4, 16)] {

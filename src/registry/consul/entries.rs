@@ -5,12 +5,13 @@
 //! `watch.rs`, which publishes the result.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::note;
+use crate::registry::address::usable;
 use crate::registry::{Endpoint, Tier};
 use crate::state::{NodeState, NodeStatus};
 
@@ -182,23 +183,8 @@ fn read(entry: Value) -> Result<(u64, Endpoint), String> {
     Ok((modify_index, endpoint))
 }
 
-/// The address, if a service can be there. Addresses that only make sense on one's own link are refused, because
-/// cloud machines hand out credentials at one of them.
 fn usable_ip(text: &str) -> Result<IpAddr, &'static str> {
-    let ip = text.parse::<IpAddr>().map_err(|_| "not an IP address")?.to_canonical();
-    let link_local = match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    if link_local {
-        Err("link-local")
-    } else if ip.is_unspecified() {
-        Err("unspecified")
-    } else if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
-        Err("not the address of one machine")
-    } else {
-        Ok(ip)
-    }
+    text.parse::<IpAddr>().map_err(|_| "not an IP address").and_then(usable)
 }
 
 fn tier(checks: &[Check], id: &str, state: NodeState) -> Tier {

@@ -5,10 +5,13 @@
 //! for what a failed call says.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Client, Method, redirect};
+use rustls::ClientConfig;
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -25,6 +28,9 @@ const WAIT_TIMEOUT: Duration = Duration::from_millis(55_000 * 17 / 16 + 10_000);
 
 /// For every call that Consul should answer at once.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection that nobody uses is kept.
+const IDLE: Duration = Duration::from_secs(30);
 
 /// More than a thousand instances need, and bearable if something else than Consul answers.
 const MAX_BODY_LEN: usize = 8 * 1024 * 1024;
@@ -60,33 +66,68 @@ pub(super) struct Health {
 /// Consul's HTTP interface at one address with one set of settings.
 pub(super) struct Api {
     pub(super) settings: Settings,
-    reads: Client,
+    reads: Connections,
     /// Connections of their own, so that a beat never waits behind a long poll.
-    beats: Client,
+    beats: Connections,
     token: watch::Sender<Option<HeaderValue>>,
+    /// Whether anything has ever answered there.
+    answered: AtomicBool,
+}
+
+/// Connections that are kept. The address is looked up whenever one is made, so a name that has moved is followed as soon as
+/// the old address fails; as long as it answers well, one stays with the agent at which one is registered.
+struct Connections {
+    tls: ClientConfig,
+    client: Mutex<Client>,
+}
+
+impl Connections {
+    fn new(tls: ClientConfig) -> Result<Self, RegistryError> {
+        let client = Self::client(&tls).map_err(|error| bad(format!("no HTTP client: {}", Trouble::cause(&error))))?;
+        Ok(Self { tls, client: Mutex::new(client) })
+    }
+
+    fn client(tls: &ClientConfig) -> Result<Client, reqwest::Error> {
+        Client::builder()
+            .tls_backend_preconfigured(tls.clone())
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .connect_timeout(CALL_TIMEOUT)
+            .pool_idle_timeout(IDLE)
+            .build()
+    }
+
+    fn get(&self) -> Client {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Uses the present connections for nothing new: whoever answers there may not be Consul any more.
+    fn leave(&self) {
+        match Self::client(&self.tls) {
+            Ok(fresh) => *self.client.lock().unwrap_or_else(PoisonError::into_inner) = fresh,
+            Err(error) => tracing::warn!(error = Trouble::cause(&error), "the old connections to consul stay in use"),
+        }
+    }
 }
 
 impl Api {
     pub(super) fn new(settings: Settings) -> Result<Self, RegistryError> {
         settings.validate()?;
         let token = token(&settings)?;
-        let client = || {
-            Client::builder()
-                .tls_backend_preconfigured(tls::config(&settings)?)
-                .no_proxy()
-                .redirect(redirect::Policy::none())
-                .connect_timeout(CALL_TIMEOUT)
-                // Connections are made anew now and then, so that a changed DNS entry is noticed.
-                .pool_idle_timeout(Duration::from_secs(30))
-                .build()
-                .map_err(|error| bad(format!("no HTTP client: {}", Trouble::cause(&error))))
-        };
-        Ok(Self { reads: client()?, beats: client()?, token: watch::Sender::new(token), settings })
+        let tls = tls::config(&settings)?;
+        let (reads, beats) = (Connections::new(tls.clone())?, Connections::new(tls)?);
+        let (token, answered) = (watch::Sender::new(token), AtomicBool::new(false));
+        Ok(Self { reads, beats, token, answered, settings })
     }
 
     /// What errors call it.
     pub(super) fn describe(&self) -> String {
         format!("consul at {}", self.settings.address)
+    }
+
+    /// Whether anything has ever answered this process there.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Reads the token's file again; all who wait for another token hear of it. An unreadable file changes nothing.
@@ -140,7 +181,7 @@ impl Api {
         }
         let timeout = if matches!(read, Read::StaleAfter(_)) { WAIT_TIMEOUT } else { timeout };
         let (headers, body) = self.call(&self.reads, Method::GET, &path, &query, None, timeout).await?;
-        let nonsense = || self.trouble(&Method::GET, &path, Kind::Failed, &Trouble::not_json(&body));
+        let nonsense = || self.wrong(&self.reads, &Method::GET, &path, Kind::Failed, &Trouble::not_json(&body));
         // `null` is Go's empty list.
         let entries: Vec<Value> =
             serde_json::from_slice::<Option<_>>(&body).map_err(|_| nonsense())?.unwrap_or_default();
@@ -170,14 +211,14 @@ impl Api {
         let (_, answer) = self.call(&self.beats, Method::PUT, path, "", body, timeout).await?;
         // Consul answers these with nothing. A page of HTML is what a login or error page in front of it sends.
         if answer.trim_ascii_start().starts_with(b"<") {
-            return Err(self.trouble(&Method::PUT, path, Kind::Failed, &Trouble::not_json(&answer)));
+            return Err(self.wrong(&self.beats, &Method::PUT, path, Kind::Failed, &Trouble::not_json(&answer)));
         }
         Ok(())
     }
 
     async fn call(
         &self,
-        client: &Client,
+        connections: &Connections,
         method: Method,
         path: &str,
         query: &str,
@@ -188,7 +229,7 @@ impl Api {
         if let Some(namespace) = &self.settings.namespace {
             url = format!("{url}&ns={}", escape(namespace));
         }
-        let mut request = client.request(method.clone(), url).timeout(timeout);
+        let mut request = connections.get().request(method.clone(), url).timeout(timeout);
         let token = self.token.borrow().clone();
         if let Some(token) = token {
             request = request.header("X-Consul-Token", token);
@@ -201,19 +242,29 @@ impl Api {
             self.trouble(&method, path, Kind::Failed, &text)
         };
         let mut response = request.send().await.map_err(|error| failed(&error))?;
+        self.answered.store(true, Ordering::Relaxed);
         let mut answer = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| failed(&error))? {
             if answer.len() + chunk.len() > MAX_BODY_LEN {
-                return Err(self.trouble(&method, path, Kind::Failed, "answered with more than 8 MiB"));
+                return Err(self.wrong(connections, &method, path, Kind::Failed, "answered with more than 8 MiB"));
             }
             answer.extend_from_slice(&chunk);
         }
         let status = response.status();
         if !status.is_success() {
             let (kind, text) = Trouble::of_answer(status, &answer);
-            return Err(self.trouble(&method, path, kind, &text));
+            return Err(self.wrong(connections, &method, path, kind, &text));
         }
         Ok((response.headers().clone(), answer))
+    }
+
+    /// What to make of an answer other than success. The connection is not used again: at its other end may be something else
+    /// than where the name leads now. Only who asks for too much must keep what he has.
+    fn wrong(&self, connections: &Connections, method: &Method, path: &str, kind: Kind, text: &str) -> Trouble {
+        if kind != Kind::Limited {
+            connections.leave();
+        }
+        self.trouble(method, path, kind, text)
     }
 
     fn trouble(&self, method: &Method, path: &str, kind: Kind, text: &str) -> Trouble {

@@ -24,8 +24,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use self::http::Api;
-use self::settings::{Secret, Settings};
+use self::settings::Settings;
 use super::feed::{Feeds, Publisher};
+use super::settings::Hidden;
 use super::{Endpoints, Instance, Registration, Registry, RegistryError, Watch, check_service_name};
 
 /// How long a service is still watched after the last watch is gone. An abandoned query occupies one of Consul's 200
@@ -40,7 +41,8 @@ const LINGER: Duration = Duration::from_secs(10);
 /// Clones and other values with equal settings share connections and watches.
 ///
 /// Leaving waits for the request that is under way, then tries three times, so that it takes up to half a minute with
-/// a Consul that hangs; whoever has less time may give up on it, and Consul drops the instance after its TTL.
+/// a Consul that hangs; whoever has less time may give up on it, and Consul drops the instance after its TTL. One that has never
+/// answered this process is told once, for at most a second.
 ///
 /// ```no_run
 /// # use std::time::Duration;
@@ -104,7 +106,7 @@ impl Consul {
     /// The token that proves one's rights; default none. It is never shown.
     #[must_use]
     pub fn token(self, token: impl Into<String>) -> Self {
-        self.change(|settings| settings.token = Some(Secret(token.into())))
+        self.change(|settings| settings.token = Some(Hidden(token.into())))
     }
 
     /// A file that holds the token, read now and whenever Consul refuses the last one. It wins over [`Self::token`].

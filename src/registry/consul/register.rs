@@ -42,8 +42,15 @@ const DENIED_CAP: Duration = Duration::from_secs(60);
 /// How often it is tried to take the instance back.
 const LEAVE_TRIES: u32 = 3;
 
+/// How long an agent that has never answered may take for that, the only time that it is asked: it probably has nothing to take
+/// back, and what it has nevertheless heard of it forgets by itself.
+const LEAVE_UNHEARD: Duration = Duration::from_secs(1);
+
 /// How long after that its disappearance from the list is waited for.
 const VANISH: Duration = Duration::from_secs(2);
+
+/// How long the pause after a failed step becomes.
+const FAILED_CAP: Duration = Duration::from_secs(10);
 
 /// The looks at the list after which a registration that is not there counts as trouble: about 1.3 s.
 const PATIENT_LOOKS: u32 = 6;
@@ -76,7 +83,10 @@ pub(super) async fn start(group: Arc<Group>, instance: &Instance) -> Result<Regi
         reregister_at: Instant::now(),
         look_at: None,
         looks: 0,
-        failures: Backoff::new(Duration::from_millis(250), (ttl / 3).min(Duration::from_secs(10))),
+        was_listed: false,
+        comes_back: false,
+        forgotten: false,
+        failures: Backoff::new(Duration::from_millis(250), (ttl / 3).min(FAILED_CAP)),
         denials: Backoff::new(Duration::from_secs(1), DENIED_CAP),
         denied: false,
         gate: LogGate::default(),
@@ -163,6 +173,12 @@ struct Registrar {
     /// When to look next whether the instance is listed; `None` once it was.
     look_at: Option<Instant>,
     looks: u32,
+    /// Whether it has ever been seen listed.
+    was_listed: bool,
+    /// Whether it is to be registered again because its agent was away: then many others are, and nobody waits for it.
+    comes_back: bool,
+    /// Whether the agent has said that it does not know the check, which therefore begins as the registration says.
+    forgotten: bool,
     failures: Backoff,
     denials: Backoff,
     /// Whether the last step was refused for lack of rights, so that another token is worth a step.
@@ -172,7 +188,7 @@ struct Registrar {
 
 impl Registrar {
     /// Until stopped; then takes the instance back. A step that has begun is waited for, because a request that the
-    /// agent handles late would bring the instance back.
+    /// agent handles late would bring the instance back; but not if no step has ever come to an end.
     async fn run(mut self, stop: CancellationToken) -> Result<(), RegistryError> {
         let mut tokens = self.group.api.tokens();
         loop {
@@ -185,12 +201,24 @@ impl Registrar {
                 Ok(()) = self.statuses.changed() => {
                     // Registered anew, because the notes of a check are part of its definition; and seen listed again.
                     self.lost();
+                    (self.comes_back, self.forgotten) = (false, false);
                     self.due = Instant::now();
                     continue;
                 }
             }
             self.denied = false;
-            let step = if look_at.is_some() { self.look().await } else { self.beat().await };
+            let group = Arc::clone(&self.group);
+            let in_vain = async {
+                stop.cancelled().await;
+                if group.api.has_answered() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let step = async { if look_at.is_some() { self.look().await } else { self.beat().await } };
+            let step = tokio::select! {
+                step = step => step,
+                () = in_vain => break,
+            };
             if let Err(trouble) = step {
                 if trouble.kind == Kind::Refused && self.first.is_some() {
                     self.settle(Err(RegistryError::Invalid(trouble.text)));
@@ -218,19 +246,22 @@ impl Registrar {
             return told;
         }
         // Without a leader an agent takes the instance but answers only after 7 s. The beats must go on meanwhile: an
-        // instance that turns critical now is what everybody sees when there is a leader again.
-        if let Err(trouble) = api.beat(&self.check_id, passes, quick).await {
+        // instance that turns critical now is what everybody sees when there is a leader again. Where the check is new, the
+        // next beat is soon enough: a restarted agent hears enough from everybody.
+        let alive = if self.forgotten && told.is_ok() { Ok(()) } else { api.beat(&self.check_id, passes, quick).await };
+        if let Err(trouble) = alive {
             return Err(told.err().unwrap_or(trouble));
         }
         let now = Instant::now();
-        if self.unknown {
-            self.unknown = false;
-            self.look_at = Some(now);
-            self.looks = 0;
-            self.reregister_at = next_reregister(passes);
-        }
         let pause = if passes { self.ttl / 3 } else { (self.ttl / 3).min(REREGISTER_CRITICAL) };
         self.due = now + about(pause);
+        if self.unknown {
+            // Whoever comes back looks after the next beat, when the others have registered too.
+            self.look_at = Some(if self.comes_back { self.due + up_to(self.ttl / 3) } else { now });
+            self.looks = 0;
+            self.reregister_at = next_reregister(passes);
+            (self.unknown, self.comes_back, self.forgotten) = (false, false, false);
+        }
         self.failures.reset();
         self.denials.reset();
         if now >= self.reregister_at {
@@ -303,15 +334,19 @@ impl Registrar {
 
     fn registered(&mut self) {
         self.look_at = None;
+        self.was_listed = true;
         self.become_state(RegistrationState::Registered);
         self.settle(Ok(()));
     }
 
     /// Decides what a failed step means and when the next one is made.
     fn failed(&mut self, trouble: Trouble) {
+        self.forgotten = false;
         let pause = match trouble.kind {
             Kind::Unknown if !self.unknown => {
                 self.lost();
+                self.forgotten = true;
+                self.comes_back = self.was_listed;
                 self.become_state(RegistrationState::Retrying(trouble.text));
                 // A restarted agent hears from everybody at once, unless they spread.
                 self.due = Instant::now() + up_to(self.ttl / 6);
@@ -322,7 +357,7 @@ impl Registrar {
                 self.denied = true;
                 self.group.api.reload_token();
                 self.become_state(RegistrationState::Denied(trouble.text));
-                self.denials.next()
+                about(self.denials.next())
             }
             // An agent that forgets what it was just told is in trouble of another kind.
             Kind::Unknown | Kind::Limited | Kind::Refused | Kind::Failed => {
@@ -332,10 +367,17 @@ impl Registrar {
                     self.lost();
                     self.become_state(RegistrationState::Retrying(trouble.text));
                 }
-                pause
+                if self.was_listed && self.failures.tries() >= 2 {
+                    // The agent is away. All others have noticed too, and would be back with it within the same moment; so
+                    // each of them takes any moment of a beat, which leaves the TTL room for two more tries.
+                    self.comes_back = true;
+                    up_to((self.ttl / 3).min(FAILED_CAP))
+                } else {
+                    about(pause)
+                }
             }
         };
-        self.due = Instant::now() + about(pause);
+        self.due = Instant::now() + pause;
         self.settle(Ok(()));
     }
 
@@ -373,6 +415,15 @@ impl Registrar {
 
     async fn leave(&self) -> Result<(), RegistryError> {
         let api = &self.group.api;
+        if !api.has_answered() {
+            let in_time = timeout(LEAVE_UNHEARD, api.deregister(&self.id)).await;
+            let why = match in_time {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(trouble)) => trouble.text,
+                Err(_) => format!("{} has never answered", api.describe()),
+            };
+            return Err(RegistryError::Unreachable(why));
+        }
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(1));
         while let Err(trouble) = api.deregister(&self.id).await {
             if backoff.tries() + 1 >= LEAVE_TRIES || trouble.kind == Kind::Denied {

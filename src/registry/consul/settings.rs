@@ -11,6 +11,7 @@ use std::time::Duration;
 use reqwest::Url;
 
 use crate::registry::RegistryError;
+use crate::registry::settings::{Hidden, duration, options, unknown};
 
 /// Where Consul's own tools look when they are told nothing.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:8500";
@@ -22,21 +23,12 @@ const DEFAULT_TTL: Duration = Duration::from_secs(30);
 /// surely a mistaken unit.
 const TTL_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);
 
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Secret(pub(super) String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(hidden)")
-    }
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Settings {
     /// `http://host:port` or `https://host:port`, without a slash at the end.
     pub(super) address: String,
     pub(super) ttl: Duration,
-    pub(super) token: Option<Secret>,
+    pub(super) token: Option<Hidden<String>>,
     pub(super) token_file: Option<PathBuf>,
     pub(super) datacenter: Option<String>,
     pub(super) namespace: Option<String>,
@@ -75,7 +67,7 @@ impl Settings {
         let address = get("CONSUL_HTTP_ADDR").unwrap_or_else(|| DEFAULT_ADDRESS.to_owned());
         Ok(Self {
             address: checked_address(&address, scheme)?,
-            token: get("CONSUL_HTTP_TOKEN").map(Secret),
+            token: get("CONSUL_HTTP_TOKEN").map(Hidden),
             token_file: get("CONSUL_HTTP_TOKEN_FILE").map(PathBuf::from),
             namespace: get("CONSUL_NAMESPACE"),
             ca_cert: get("CONSUL_CACERT").map(PathBuf::from),
@@ -95,25 +87,17 @@ impl Settings {
         } else if scheme == "https" {
             return Err(bad("consul+https:// needs an address, as in consul+https://consul.example:8501"));
         }
-        // Only the query is wanted; the host is a stand-in.
-        let query = Url::parse(&format!("http://consul/?{query}"))
-            .map_err(|_| bad("the options in consul's URL cannot be read"))?;
-        for (name, value) in query.query_pairs() {
+        for (name, value) in options(query) {
             match &*name {
-                "ttl" => self.ttl = duration(&value)?,
-                "token-file" => self.token_file = Some(PathBuf::from(value.into_owned())),
-                "dc" => self.datacenter = Some(value.into_owned()),
-                "ns" => self.namespace = Some(value.into_owned()),
+                "ttl" => self.ttl = duration(&value).map_err(bad)?,
+                "token-file" => self.token_file = Some(PathBuf::from(value)),
+                "dc" => self.datacenter = Some(value),
+                "ns" => self.namespace = Some(value),
                 "token" => {
                     return Err(bad("a token does not belong into a URL, which ends up in logs and process lists; \
                          use token-file=… or the variable CONSUL_HTTP_TOKEN"));
                 }
-                _ => {
-                    let shown: String = name.chars().take(20).collect();
-                    return Err(bad(format!(
-                        "unknown option {shown:?} in consul's URL; there are ttl, token-file, dc and ns"
-                    )));
-                }
+                _ => return Err(bad(unknown(&name, "ttl, token-file, dc and ns"))),
             }
         }
         self.validate()
@@ -165,22 +149,6 @@ fn checked_address(address: &str, scheme: &str) -> Result<String, RegistryError>
     match (url.host_str(), url.port_or_known_default()) {
         (Some(host), Some(port)) if port != 0 => Ok(format!("{}://{host}:{port}", url.scheme())),
         _ => refuse("needs a host and a port"),
-    }
-}
-
-/// Reads `500ms`, `30s`, `5m` or `1h`.
-fn duration(text: &str) -> Result<Duration, RegistryError> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let millis = match &text[digits..] {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => 0,
-    };
-    match text[..digits].parse::<u64>() {
-        Ok(number) if millis > 0 => Ok(Duration::from_millis(number.saturating_mul(millis))),
-        _ => Err(bad("a time is written like 500ms, 30s, 5m or 1h")),
     }
 }
 

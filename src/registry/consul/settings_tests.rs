@@ -44,7 +44,7 @@ fn every_variable_is_honoured() {
         ("CONSUL_NAMESPACE", "team"),
     ])
     .unwrap();
-    assert_eq!(settings.token, Some(Secret("hush".to_owned())));
+    assert_eq!(settings.token, Some(Hidden("hush".to_owned())));
     assert_eq!(settings.token_file, Some(PathBuf::from("/run/token")));
     assert_eq!(settings.ca_cert, Some(PathBuf::from("/ca.pem")));
     assert_eq!(settings.client_cert, Some(PathBuf::from("/cert.pem")));
@@ -71,7 +71,7 @@ fn a_url_replaces_what_it_says() {
     assert_eq!(settings.token_file, Some(PathBuf::from("/run/token")));
     assert_eq!(settings.datacenter.as_deref(), Some("dc2"));
     assert_eq!(settings.namespace.as_deref(), Some("team"));
-    assert_eq!(settings.token, Some(Secret("hush".to_owned())), "what the URL does not say stays");
+    assert_eq!(settings.token, Some(Hidden("hush".to_owned())), "what the URL does not say stays");
 }
 
 #[test]

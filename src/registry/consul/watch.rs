@@ -30,6 +30,11 @@ const MAX_LAG: Duration = Duration::from_secs(30);
 /// The pause after a refusal for lack of rights, at its longest.
 const DENIED_CAP: Duration = Duration::from_secs(60);
 
+/// The longest pause after a failure while there is a list, which goes on being used: the TTL, for by so much any list may be
+/// behind, but never more than this. When an agent comes back, all who watch through it come back too: in one moment, or spread
+/// over this time. Whoever loses a connection or finds nobody to call does not wait for its end.
+const MAX_SPREAD: Duration = Duration::from_secs(30);
+
 /// Runs until it is dropped.
 pub(super) async fn run(group: Arc<Group>, service: String, publisher: Publisher, refresh: Arc<Notify>) {
     let watcher = Watcher {
@@ -99,14 +104,24 @@ impl Watcher {
                             _ = tokens.changed() => {}
                         }
                     } else {
+                        let pause = self.pause(&mut backoff);
                         tokio::select! {
-                            () = sleep(up_to(backoff.next())) => {}
+                            () = sleep(pause) => {}
                             () = self.refresh.notified() => {}
                         }
                     }
                 }
             }
         }
+    }
+
+    /// The pause after a failure. The first is short, for what failed may have been one connection; who has no list goes on
+    /// with doubling ones, for somebody may wait for it.
+    fn pause(&self, backoff: &mut Backoff) -> Duration {
+        let pause = backoff.next();
+        let has_list = self.publisher.current().freshness != Freshness::Never;
+        let spread = self.group.api.settings.ttl.min(MAX_SPREAD);
+        up_to(if has_list && backoff.tries() > 1 { spread } else { pause })
     }
 
     /// The next answer: at once for index 0, else when something may have changed.
@@ -171,13 +186,12 @@ impl Watcher {
         } else {
             self.remember(known.endpoints.iter().map(|endpoint| (**endpoint).clone()).collect());
         }
-        if self.empty_note.is_none() {
+        // Not while those known before are remembered: a restarted agent has enough to answer.
+        if self.empty_note.is_none() && self.remembered_until.is_none() {
             // An answer that rights have emptied looks like any other; it must not look like "nobody is there".
             let hidden = health.filtered || self.group.api.checks_rights().await;
             self.empty_note = Some(hidden.then(|| self.note_on_rights()));
-            if self.remembered_until.is_none() {
-                self.publish_empty();
-            }
+            self.publish_empty();
         }
         Ok(())
     }
@@ -202,6 +216,8 @@ impl Watcher {
 
     fn forget(&mut self) {
         self.remembered_until = None;
+        // To find out why nobody is there.
+        self.reread_at = Instant::now();
         self.publish_empty();
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{EVENTS, Event};
@@ -29,9 +29,6 @@ pub(super) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Most connections that are joining at once; when more come, those that have been at it longest are closed.
 pub(super) const MAX_JOINING: usize = 32;
-
-/// The table looks at the time so many times per heartbeat, and passes on others' beats as often.
-const TICKS_PER_BEAT: u32 = 4;
 
 /// How it goes with one of the addresses that are listened on or joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,12 +81,10 @@ pub(super) struct Shared {
     hellos: Mutex<BTreeMap<[u8; NONCE], bool>>,
     pub(super) listening: watch::Sender<BTreeMap<usize, SocketAddr>>,
     pub(super) events: broadcast::Sender<Event>,
-    /// There may be something to say.
-    pub(super) news: watch::Sender<()>,
     /// A link has said all that it had to say.
     told: Notify,
-    /// There is something that readers have not seen.
-    look: Notify,
+    /// There is something that readers have not seen, or the time is to be looked at sooner than was said.
+    pub(super) look: Notify,
     /// Somebody wants others looked for at once.
     pub(super) refresh: Arc<Notify>,
     pub(super) redial: Notify,
@@ -124,7 +119,6 @@ impl Shared {
             hellos: Mutex::default(),
             listening: watch::Sender::new(BTreeMap::new()),
             events: broadcast::Sender::new(EVENTS),
-            news: watch::Sender::new(()),
             told: Notify::new(),
             look: Notify::new(),
             refresh: Arc::default(),
@@ -158,10 +152,11 @@ impl Shared {
             // Without a reader nobody misses it.
             let _ = self.events.send(event);
         }
-        if table.take_news() {
-            self.news.send_replace(());
-        }
-        if table.has_touched() {
+        let (bells, touched) = (table.take_bells(), table.has_touched());
+        // Whoever is woken wants the table at once.
+        drop(table);
+        bells.iter().for_each(|bell| bell.notify_one());
+        if touched {
             self.look.notify_one();
         }
         result
@@ -176,9 +171,14 @@ impl Shared {
         self.peek(|table| table.me)
     }
 
-    pub(super) fn written(&self, link: u64) {
-        self.peek(|table| table.written(link));
+    /// All that there was to say on a link is on its way. Returns whether the other side has been silent for too long.
+    pub(super) fn written(&self, link: u64) -> bool {
+        let is_dead = self.peek(|table| {
+            table.written(link);
+            table.is_dead(link, Instant::now())
+        });
         self.told.notify_waiters();
+        is_dead
     }
 
     /// Waits until everybody who is connected was told of all of one's own changes.
@@ -425,11 +425,10 @@ async fn run(shared: Arc<Shared>) {
     if let Some(port) = settings.local {
         tasks.spawn(place::local(Arc::clone(&shared), settings.listen.len() + settings.join.len(), port));
     }
-    let mut ticks = interval(settings.heartbeat / TICKS_PER_BEAT);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let due = shared.peek(|table| table.due());
         tokio::select! {
-            _ = ticks.tick() => shared.with(Table::tick),
+            () = sleep_until(due) => shared.with(Table::tick),
             () = shared.look.notified() => {}
             () = shared.refresh.notified() => {
                 shared.redial.notify_waiters();

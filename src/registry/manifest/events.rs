@@ -24,7 +24,8 @@ pub enum Event {
     Registered(Record),
     /// A record is not what it was.
     Changed(Record),
-    /// A record is gone: it was freed, or its owner left or died.
+    /// A record is gone: it was freed, or its owner left or died. Where it was freed for a reason, as by a node that ends, its state
+    /// is [`Down`](crate::NodeState::Down) with that reason.
     Freed(Record),
     /// A connection to another member is up.
     Connected {
@@ -98,7 +99,7 @@ pub struct Refusals {
     pub unknown_frames: u64,
     /// News with a record that is not acceptable or too large, or with too many of them.
     pub records: u64,
-    /// News of members for whom there was no room.
+    /// News of members for whom there was no room, in the table or for the connection that brought them.
     pub owners: u64,
     /// Attempts to speak in the name of this member, or to free what is not one's own.
     pub takeovers: u64,

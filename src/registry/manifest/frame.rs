@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::MAX_BODY;
 use crate::message;
+use crate::state::MAX_REASON;
 
 /// Most records of one owner. A process exposes a handful of services; a thousand is a generator that forgot to free.
 pub(super) const MAX_RECORDS: usize = 1024;
@@ -15,14 +16,17 @@ pub(super) const MAX_RECORDS: usize = 1024;
 /// Most bytes of all records of one owner together: they travel in one frame, so that nobody ever sees half of them.
 pub(super) const MAX_OWNER_BYTES: usize = 256 << 10;
 
-/// Longest frame after joining, in bytes: everything of one owner with the heads of its records.
-pub(super) const MAX_FRAME: usize = MAX_OWNER_BYTES + MAX_RECORDS * 64;
+/// Longest frame after joining, in bytes: everything of one owner with the heads of its records and the reasons of frees.
+pub(super) const MAX_FRAME: usize = MAX_OWNER_BYTES + MAX_RECORDS * 64 + MAX_WHY * (MAX_REASON + 16);
 
 /// Most members, with those that have left lately. What is kept of each, times this, fits a small machine.
 pub(super) const MAX_OWNERS: usize = 1024;
 
 /// Most frees of persistent records that are remembered, and said at once.
 pub(super) const MAX_FREED: usize = 1024;
+
+/// Most reasons for frees that are remembered of one owner, the latest: a process that leaves has a handful of services.
+pub(super) const MAX_WHY: usize = 16;
 
 /// In place of a sum: whoever says this has had no way to hear more, because somebody on the way has fallen silent.
 pub(super) const UNSURE: u64 = 1;
@@ -53,6 +57,9 @@ pub(super) struct Change {
     /// The numbers of freed records.
     #[serde(rename = "x", default)]
     pub(super) freed: Vec<u64>,
+    /// Why some of them were, by their numbers.
+    #[serde(rename = "w", default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) why: Vec<(u64, String)>,
 }
 
 /// A record's number, the owner's version when it last changed, and its content.
@@ -71,6 +78,14 @@ pub(super) enum Frame {
     Freed(Vec<(u64, u64)>),
     /// What the other one lacked has been said.
     Synced,
+    /// All that is known here in one number, which is the same where the same is known; and how many changes and frees have come
+    /// over this link so far, so that the other side can tell what it has said too late to be part of that.
+    Summary {
+        sum: u64,
+        heard: u64,
+    },
+    /// Another process is connected to this one under the name of the other side, which needs another name.
+    Taken,
 }
 
 const PULSE: u8 = 1;
@@ -78,6 +93,8 @@ const DIGEST: u8 = 2;
 const CHANGE: u8 = 3;
 const FREED: u8 = 4;
 const SYNCED: u8 = 5;
+const SUMMARY: u8 = 6;
+const TAKEN: u8 = 7;
 
 /// Why a frame cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +127,14 @@ impl Frame {
                 out.put_u8(SYNCED);
                 Ok(())
             }
+            Self::Summary { sum, heard } => {
+                out.put_u8(SUMMARY);
+                message::encode(&(*sum, *heard), out)
+            }
+            Self::Taken => {
+                out.put_u8(TAKEN);
+                Ok(())
+            }
         };
         let len = out.len() - start - size_of::<u32>();
         match (encoded, u32::try_from(len)) {
@@ -134,7 +159,10 @@ impl Frame {
             CHANGE => {
                 let change: Change = message::decode(&frame).map_err(malformed)?;
                 let fits = |put: &Put| put.2.len() <= MAX_BODY && change.from < put.1 && put.1 <= change.to;
-                let fine = change.from <= change.to && change.put.iter().all(fits);
+                let fine = change.from <= change.to
+                    && change.put.iter().all(fits)
+                    && change.why.len() <= MAX_WHY
+                    && change.why.iter().all(|(_, why)| why.len() <= MAX_REASON);
                 fine.then_some(Self::Change(change))
             }
             FREED => {
@@ -142,6 +170,11 @@ impl Frame {
                 (records.len() <= MAX_FREED).then_some(Self::Freed(records))
             }
             SYNCED => frame.is_empty().then_some(Self::Synced),
+            SUMMARY => {
+                let (sum, heard) = message::decode(&frame).map_err(malformed)?;
+                Some(Self::Summary { sum, heard })
+            }
+            TAKEN => frame.is_empty().then_some(Self::Taken),
             _ => return Err(BadFrame::Unknown),
         };
         read.ok_or(BadFrame::Malformed)
@@ -169,7 +202,8 @@ mod tests {
         (heads, puts, prop::collection::vec(any::<u64>(), 0..8)).prop_map(
             |((owner, incarnation, beat, gone), put, freed)| {
                 let put = put.into_iter().map(|(number, version, body)| Put(number, version, body.into())).collect();
-                Change { owner, incarnation, beat, from: 0, to: 50, gone, put, freed }
+                let why = freed.iter().map(|number| (*number, "a reason".to_owned())).collect();
+                Change { owner, incarnation, beat, from: 0, to: 50, gone, put, freed, why }
             },
         )
     }
@@ -181,15 +215,17 @@ mod tests {
             full: bool,
             change in change(),
             freed in prop::collection::vec(any::<(u64, u64)>(), 0..20),
+            (sum, heard) in any::<(u64, u64)>(),
         ) {
             let beats = beats.into_iter().map(|[a, b, c, d, e]| Beat(a, b, c, d, e)).collect();
-            for frame in [Frame::Pulse { full, beats }, Frame::Change(change), Frame::Freed(freed), Frame::Synced] {
+            let (pulse, summary) = (Frame::Pulse { full, beats }, Frame::Summary { sum, heard });
+            for frame in [pulse, Frame::Change(change), Frame::Freed(freed), Frame::Synced, summary, Frame::Taken] {
                 prop_assert_eq!(Frame::decode(encoded(&frame)).unwrap(), frame);
             }
         }
 
         #[test]
-        fn any_bytes_are_a_frame_or_a_refusal(bytes in prop::collection::vec(any::<u8>(), 0..512), kind in 0..7u8) {
+        fn any_bytes_are_a_frame_or_a_refusal(bytes in prop::collection::vec(any::<u8>(), 0..512), kind in 0..9u8) {
             let _ = Frame::decode(Bytes::from(bytes.clone()));
             let _ = Frame::decode([&[kind], bytes.as_slice()].concat().into());
         }
@@ -205,10 +241,29 @@ mod tests {
         assert_eq!(Frame::decode(encoded(&freed(MAX_FREED + 1))), Err(BadFrame::Malformed));
         let with = |len| {
             let put = vec![Put(1, 1, vec![0; len].into())];
-            Frame::Change(Change { owner: 1, incarnation: 1, beat: 1, from: 0, to: 1, gone: false, put, freed: vec![] })
+            let why = Vec::new();
+            Frame::Change(Change {
+                owner: 1,
+                incarnation: 1,
+                beat: 1,
+                from: 0,
+                to: 1,
+                gone: false,
+                put,
+                freed: vec![],
+                why,
+            })
         };
         assert!(Frame::decode(encoded(&with(MAX_BODY))).is_ok());
         assert_eq!(Frame::decode(encoded(&with(MAX_BODY + 1))), Err(BadFrame::Malformed));
+        let why = |count, len| {
+            let why = vec![(1, "x".repeat(len)); count];
+            let (put, freed) = (Vec::new(), vec![1]);
+            Frame::Change(Change { owner: 1, incarnation: 1, beat: 1, from: 0, to: 1, gone: false, put, freed, why })
+        };
+        assert!(Frame::decode(encoded(&why(MAX_WHY, MAX_REASON))).is_ok());
+        assert_eq!(Frame::decode(encoded(&why(MAX_WHY + 1, MAX_REASON))), Err(BadFrame::Malformed));
+        assert_eq!(Frame::decode(encoded(&why(MAX_WHY, MAX_REASON + 1))), Err(BadFrame::Malformed));
         assert_eq!(Frame::decode(Bytes::from(vec![SYNCED; MAX_FRAME + 1])), Err(BadFrame::Malformed));
         assert_eq!(Frame::decode(Bytes::new()), Err(BadFrame::Malformed));
         assert_eq!(Frame::decode(Bytes::from_static(&[99, 1, 2])), Err(BadFrame::Unknown));
@@ -228,6 +283,7 @@ mod tests {
             gone: true,
             put,
             freed,
+            why: vec![(u64::MAX, "x".repeat(MAX_REASON)); MAX_WHY],
         };
         let frame = Frame::Change(change);
         assert_eq!(Frame::decode(encoded(&frame)).unwrap(), frame);

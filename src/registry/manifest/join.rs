@@ -19,7 +19,7 @@ use super::settings::Secret;
 pub(super) const MAX_JOIN_FRAME: usize = 256;
 
 /// The version of everything that is said on a connection.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 const MAGIC: &[u8; 7] = b"picom-m";
 pub(super) const NONCE: usize = 32;
@@ -120,16 +120,16 @@ impl Proofs<'_> {
 
     fn mac(&self, side: Side) -> Option<Hmac<Sha256>> {
         self.mac_of(match side {
-            Side::Dialled => b"picom manifest 1, join dialled",
-            Side::Answered => b"picom manifest 1, join answered",
+            Side::Dialled => b"picom manifest 2, join dialled",
+            Side::Answered => b"picom manifest 2, join answered",
         })
     }
 
     /// What proves the frames that this side sends.
     pub(super) fn seal(&self, side: Side) -> Seal {
         let key = self.mac_of(match side {
-            Side::Dialled => b"picom manifest 1, frames dialled",
-            Side::Answered => b"picom manifest 1, frames answered",
+            Side::Dialled => b"picom manifest 2, frames dialled",
+            Side::Answered => b"picom manifest 2, frames answered",
         });
         Seal::new(key.and_then(|key| Hmac::new_from_slice(&key.finalize().into_bytes()).ok()))
     }

@@ -4,6 +4,7 @@
 //! say is worked out by the table when there is room for it. Look next at `join.rs` for who is let in, and at
 //! `table/speak.rs` for what is said.
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +17,11 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 
 use super::engine::Shared;
-use super::frame::MAX_FRAME;
+use super::frame::{Frame, MAX_FRAME};
 use super::join::{Hello, MAX_JOIN_FRAME, Proofs, Side};
-use super::record::is_callable;
 use super::seal::{PROOF, Seal};
 use super::table::{Table, Unwanted};
+use crate::registry::address::usable;
 
 /// How long joining may take.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -77,12 +78,10 @@ where
             return End::Refused(why);
         }
     };
-    if let Some(place) = origin.place {
-        shared.reached(place);
-    }
+    shared.look.notify_one();
     reader.decoder_mut().set_max_frame_length(MAX_FRAME + PROOF);
     let why = tokio::select! {
-        why = listen(shared, link.link, &mut reader, &mut seals.theirs) => why,
+        why = listen(shared, link.link, &origin, &mut reader, &mut seals.theirs) => why,
         why = speak(shared, link.link, &mut write, &mut seals.mine) => why,
         () = shared.stop.cancelled() => "the manifest was closed".to_owned(),
     };
@@ -120,7 +119,8 @@ impl From<String> for NotMet {
     }
 }
 
-/// The reasons that one side gives the other, each as a frame of one byte: no proof is that short.
+/// The reasons that the one who answers gives the one who dialled, each the first byte of a frame. All but the first are said to
+/// who has proved that it knows the secret, and followed by the proof of who says so: no proof alone is as long as that.
 const WRONG_SECRET: u8 = 1;
 const MYSELF: u8 = 2;
 const TAKEN: u8 = 3;
@@ -170,34 +170,47 @@ where
     if let Some(greeting) = greeting {
         put(write, &proofs.of(Side::Dialled)).await?;
         let proof = take(reader).await?;
-        match (*proof == [MYSELF], proof.first()) {
-            // Nobody has proved anything yet, and whoever is told that it is alone takes its table for all there is.
-            (true, _) if greeting.came_back() => return Err(NotMet::Myself),
-            (true, _) => return Err(FALSE_SELF.to_owned().into()),
-            (_, Some(&code)) if proof.len() == 1 => {
-                if code == TAKEN {
-                    // Whoever it is there, it shall not keep this one out.
-                    shared.with(Table::rename);
+        if !proofs.is_right(Side::Answered, &proof) {
+            let told = proof.split_first().filter(|(_, proof)| proofs.is_right(Side::Answered, proof));
+            return Err(match told.map(|(code, _)| *code) {
+                // Whoever is told that it is alone takes its table for all there is.
+                Some(MYSELF) if greeting.came_back() => NotMet::Myself,
+                Some(MYSELF) => FALSE_SELF.to_owned().into(),
+                Some(code) => {
+                    if code == TAKEN {
+                        // Whoever it is there, it shall not keep this one out.
+                        shared.with(Table::rename);
+                    }
+                    reason(code).to_owned().into()
                 }
-                return Err(reason(code).to_owned().into());
-            }
-            _ if !proofs.is_right(Side::Answered, &proof) => return Err(reason(WRONG_SECRET).to_owned().into()),
-            _ => {}
+                // Whoever knows no secret may say anything, but it means no more than this.
+                None => reason(WRONG_SECRET).to_owned().into(),
+            });
         }
-        let up = shared.with(|table, now| table.link_up(hello.owner, hello.birth, now));
-        let up = up.map_err(|why| match unwanted(why) {
-            NotMet::Myself => FALSE_SELF.to_owned().into(),
-            refused => refused,
-        })?;
+        let mut seals = Seals { mine: by_dialled, theirs: by_answered };
+        let up = match shared.with(|table, now| table.link_up(hello.owner, hello.birth, now)) {
+            Ok(up) => up,
+            Err(Unwanted::Myself) => return Err(FALSE_SELF.to_owned().into()),
+            Err(why) => {
+                if why == Unwanted::Taken {
+                    // Nor shall it keep out the one who answered, who takes this for a connection by now.
+                    let mut taken = BytesMut::new();
+                    Frame::Taken.encode(&mut taken);
+                    seals.mine.close(&mut taken, 0);
+                    write_out(write, &taken).await.map_err(|error| broken(&error))?;
+                }
+                return Err(unwanted(why));
+            }
+        };
         if let (Some(place), Some(peer), Some(seen)) = (origin.place, origin.peer, hello.seen) {
             // A loopback address is only what somebody on the same machine can see; and whoever has the port of `local()` must
             // not move the others away from the machine.
             let same = peer.is_loopback() == seen.is_loopback();
-            if is_callable(seen) && (same || peer.is_loopback() && shared.settings.local.is_none()) {
+            if usable(seen).is_ok() && (same || peer.is_loopback() && shared.settings.local.is_none()) {
                 shared.seen_as(Some(place), seen.to_canonical());
             }
         }
-        return Ok((up, Seals { mine: by_dialled, theirs: by_answered }));
+        return Ok((up, seals));
     }
     let proof = take(reader).await?;
     if !proofs.is_right(Side::Dialled, &proof) {
@@ -214,12 +227,12 @@ where
             Unwanted::Taken => TAKEN,
             Unwanted::Full => FULL,
         };
-        put(write, &[code]).await?;
+        put(write, &[&[code][..], &proofs.of(Side::Answered)].concat()).await?;
         return Err(unwanted(why));
     }
     put(write, &proofs.of(Side::Answered)).await?;
     let up = shared.with(|table, now| table.link_up(hello.owner, hello.birth, now)).map_err(unwanted)?;
-    if let Some(own) = origin.own.filter(|own| is_callable(*own)) {
+    if let Some(own) = origin.own.filter(|own| usable(*own).is_ok()) {
         shared.seen_as(None, own);
     }
     Ok((up, Seals { mine: by_answered, theirs: by_dialled }))
@@ -246,11 +259,16 @@ async fn put<I: AsyncWrite>(write: &mut WriteHalf<I>, frame: &[u8]) -> Result<()
     let mut out = BytesMut::with_capacity(size_of::<u32>() + frame.len());
     out.put_u32(u32::try_from(frame.len()).unwrap_or(u32::MAX));
     out.extend_from_slice(frame);
-    let written = async {
-        write.write_all(&out).await?;
-        write.flush().await
-    };
-    written.await.map_err(|error| format!("the connection broke while joining: {error}"))
+    write_out(write, &out).await.map_err(|error| broken(&error))
+}
+
+fn broken(error: &io::Error) -> String {
+    format!("the connection broke while joining: {error}")
+}
+
+async fn write_out<I: AsyncWrite>(write: &mut WriteHalf<I>, out: &[u8]) -> io::Result<()> {
+    write.write_all(out).await?;
+    write.flush().await
 }
 
 async fn take<I: AsyncRead>(reader: &mut Reader<I>) -> Result<BytesMut, String> {
@@ -261,7 +279,15 @@ async fn take<I: AsyncRead>(reader: &mut Reader<I>) -> Result<BytesMut, String> 
     }
 }
 
-async fn listen<I: AsyncRead>(shared: &Arc<Shared>, link: u64, reader: &mut Reader<I>, seal: &mut Seal) -> String {
+async fn listen<I: AsyncRead>(
+    shared: &Arc<Shared>,
+    link: u64,
+    origin: &Origin,
+    reader: &mut Reader<I>,
+    seal: &mut Seal,
+) -> String {
+    // Why it failed before is told until it has not failed: who lets others in only to close is of no use.
+    let mut place = origin.place;
     loop {
         let frame = match reader.next().await {
             Some(Ok(frame)) => frame.freeze(),
@@ -279,14 +305,16 @@ async fn listen<I: AsyncRead>(shared: &Arc<Shared>, link: u64, reader: &mut Read
         if let Err(close) = shared.with(|table, now| table.receive(link, frame, now)) {
             return close.0.to_owned();
         }
+        if let Some(reached) = place.take_if(|_| shared.peek(|table| table.is_synced(link))) {
+            shared.reached(reached);
+        }
     }
 }
 
 async fn speak<I: AsyncWrite>(shared: &Arc<Shared>, link: u64, write: &mut WriteHalf<I>, seal: &mut Seal) -> String {
-    let mut news = shared.news.subscribe();
+    let Some(bell) = shared.peek(|table| table.bell(link)) else { return "it was closed".to_owned() };
     let mut out = BytesMut::new();
     loop {
-        news.borrow_and_update();
         loop {
             while out.len() < BATCH {
                 let Some(frame) = shared.peek(|table| table.next_frame(link, Instant::now())) else { break };
@@ -297,11 +325,7 @@ async fn speak<I: AsyncWrite>(shared: &Arc<Shared>, link: u64, write: &mut Write
             if out.is_empty() {
                 break;
             }
-            let written = async {
-                write.write_all(&out).await?;
-                write.flush().await
-            };
-            match timeout(shared.settings.lifetime * 2, written).await {
+            match timeout(shared.settings.lifetime * 2, write_out(write, &out)).await {
                 Ok(Ok(())) => out.clear(),
                 Ok(Err(error)) => return error.to_string(),
                 Err(_) => return "the other side does not read".to_owned(),
@@ -311,12 +335,9 @@ async fn speak<I: AsyncWrite>(shared: &Arc<Shared>, link: u64, write: &mut Write
         if out.capacity() > BATCH {
             out = BytesMut::new();
         }
-        shared.written(link);
-        if shared.peek(|table| table.is_dead(link, Instant::now())) {
+        if shared.written(link) {
             return "the other side has fallen silent".to_owned();
         }
-        if news.changed().await.is_err() {
-            return "the manifest is gone".to_owned();
-        }
+        bell.notified().await;
     }
 }

@@ -10,7 +10,6 @@ mod join;
 mod link;
 mod place;
 mod record;
-mod role;
 mod seal;
 mod settings;
 mod table;
@@ -31,9 +30,9 @@ use self::engine::{FAREWELL, Shared, Standing};
 use self::join::Side;
 use self::link::Origin;
 use self::record::Content;
-use self::role::Query;
 use self::settings::{PORT, Settings, with_port};
 use super::feed::Publisher;
+use super::role::{self, Query};
 use super::{Endpoints, Instance, Registration, Registry, RegistryError, Watch};
 
 pub use events::{Event, Events, Refusals};
@@ -50,8 +49,12 @@ const FIRST_WORD: Duration = Duration::from_secs(6);
 /// last, as [`Freshness::Stale`](super::Freshness::Stale), because it cannot know who of all is cut off.
 ///
 /// It is meant for up to about 200 members. Limits of one member: 1,024 records, 256 KiB of them, 8 KiB each; of the table:
-/// 1,024 members and 32 MiB. What is past them is refused and counted in [`Manifest::refusals`], and the rest keeps working;
-/// but before a living member is refused, persistent records of members that have left are forgotten, the oldest first.
+/// 1,024 members, of whom 768 may be heard of through one connection, and 32 MiB. What is past them is refused and counted in
+/// [`Manifest::refusals`], and the rest keeps working; but before a living member is refused, persistent records of members that
+/// have left are forgotten, the oldest first.
+///
+/// A member that can only be reached by its own machine ([`Registry::is_local`]) makes nodes listen on loopback only, unless their
+/// builder says where.
 ///
 /// Clones are the same member. It lives until the last clone, watch and registration is gone, or until [`Manifest::close`].
 ///
@@ -64,7 +67,10 @@ const FIRST_WORD: Duration = Duration::from_secs(6);
 /// secret *can* make others believe something false of an owner for as long as the owner has not heard of it, and for longer
 /// if nothing but the liar connects the two. Whoever may not lie must not have the secret. With a secret every frame is proved,
 /// so that nobody between two machines can change what they say; nothing is encrypted, and whoever listens there can read all
-/// records. Persistent records may be freed by every member.
+/// records. Persistent records may be freed by every member; and when their owner is gone nobody is left who would correct what
+/// is said in its name, so that every member can also rewrite them, and others believe it until somebody frees them. Whoever has
+/// the secret can also fill the table with members that do not exist: those that are known stay, and others are refused and
+/// counted until the liar is gone for a lifetime. One connection alone brings no more than 768 of the 1,024 members.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), picom::registry::RegistryError> {
@@ -99,7 +105,8 @@ impl Manifest {
     }
 
     /// The members on this machine. The first process takes 127.0.0.1:3100, the others join it, and when it dies another takes
-    /// its place. Every user of the machine may join; [`Manifest::secret`] keeps others out.
+    /// its place. Every user of the machine may join; [`Manifest::secret`] keeps others out. Nodes listen on 127.0.0.1 only, unless
+    /// [`bind`](crate::Builder::bind) says where.
     pub fn local() -> Self {
         Self::local_on(PORT)
     }
@@ -168,12 +175,14 @@ impl Manifest {
         self.change(|settings| settings.allow_remote = true)
     }
 
-    /// Registers a role, `name` or `name@version`, and returns its record. It stays until it is freed or the member ends.
+    /// Registers a role, `name` or `name@version` with a whole [semantic version](https://semver.org), and returns its record. It
+    /// stays until it is freed or the member ends.
     ///
     /// # Errors
     /// [`RegistryError::Invalid`] for a name, an address or data that no member would take, past the limits of one member, and
     /// after [`Manifest::close`]; [`RegistryError::Settings`] for settings that cannot work or outside of a tokio runtime.
     pub fn register(&self, role: &str, details: Details) -> Result<Record, RegistryError> {
+        role::check(role)?;
         let core = self.core()?;
         let content = Content::of_details(role, details);
         let record = core.0.with(|table, now| {
@@ -320,6 +329,10 @@ impl Registry for Manifest {
     fn validate(&self) -> Result<(), RegistryError> {
         self.settings.validate()?;
         self.settings.secret().map(drop)
+    }
+
+    fn is_local(&self) -> bool {
+        self.settings.is_local()
     }
 
     async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {

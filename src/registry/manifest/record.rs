@@ -1,7 +1,7 @@
 //! What the members of a manifest tell each other about: records.
 //!
 //! Owns [`RecordId`], [`Record`], [`Details`], the form in which a record's content travels, and what of it is acceptable. It
-//! must never know who holds which record. Look next at `table.rs` for who does, and at `role.rs` for how records are found.
+//! must never know who holds which record. Look next at `table.rs` for who does, and at `registry/role.rs` for how records are found.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::role;
 use crate::message;
+use crate::registry::address::usable;
 use crate::registry::{Endpoint, Instance, MAX_NAME_LEN, RegistryError, Tier, check_service_name};
 use crate::state::{MAX_REASON, NodeState, NodeStatus};
 
@@ -199,6 +200,11 @@ impl Content {
         NodeStatus { state, reason: self.reason.clone(), since }
     }
 
+    /// Why it is about to be freed, if that is said.
+    pub(super) fn farewell(&self) -> Option<&str> {
+        self.reason.as_deref().filter(|_| self.state == NodeState::Down.as_str())
+    }
+
     /// What is wrong with it, whoever made it.
     pub(super) fn check(&self) -> Result<(), RegistryError> {
         check_service_name(&self.service)?;
@@ -210,8 +216,8 @@ impl Content {
             "its extra data must be at most 4 KiB"
         } else if self.reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON) {
             "the reason of its state is too long"
-        } else if self.address.is_some_and(|address| !is_callable(address)) {
-            "nothing can be at its address"
+        } else if let Some(Err(why)) = self.address.map(usable) {
+            return Err(RegistryError::Invalid(format!("record of {:?}: its address is {why}", self.service)));
         } else {
             return Ok(());
         };
@@ -243,7 +249,7 @@ impl Content {
     }
 
     pub(super) fn record(&self, id: RecordId, revision: u64) -> Record {
-        let role = role::Role::of(&self.service, self.meta.get("version").map(String::as_str));
+        let role = role::Role::of(&self.service, self.meta.get(role::VERSION).map(String::as_str));
         Record {
             id,
             revision,
@@ -268,7 +274,14 @@ impl Content {
 
     /// As clients see it, if it can be called at all. `unknown` stands for an address that is not known.
     pub(super) fn endpoint(&self, id: RecordId, tier: Tier, unknown: Option<IpAddr>) -> Option<Endpoint> {
-        let addr = SocketAddr::new(self.address.or(unknown)?, (self.port != 0).then_some(self.port)?);
+        let addr = SocketAddr::new(
+            self.address.map(|ip| ip.to_canonical()).or(unknown)?,
+            (self.port != 0).then_some(self.port)?,
+        );
+        let mut meta = self.meta.clone();
+        if let Some(version) = role::Role::of(&self.service, None).version {
+            meta.insert(role::VERSION.to_owned(), version.to_string());
+        }
         Some(Endpoint {
             addr,
             incarnation: self.incarnation,
@@ -277,14 +290,8 @@ impl Content {
             weight: self.weight,
             zone: self.zone.clone(),
             tags: self.tags.clone(),
-            meta: self.meta.clone(),
+            meta,
             status: self.status(),
         })
     }
-}
-
-/// Whether anybody can be called there.
-pub(super) fn is_callable(address: IpAddr) -> bool {
-    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
-    !address.is_unspecified() && !address.is_multicast() && !broadcast
 }

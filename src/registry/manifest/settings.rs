@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::registry::RegistryError;
+use crate::registry::settings::{Hidden, duration, options, switch, unknown};
 
 /// The port of `Manifest::local()`, and of addresses without one.
 pub(super) const PORT: u16 = 3100;
@@ -26,18 +27,11 @@ const MIN_SECRET: usize = 16;
 /// Most addresses to join or to listen on.
 const MAX_ADDRESSES: usize = 32;
 
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Secret(Vec<u8>);
+pub(super) type Secret = Hidden<Vec<u8>>;
 
 impl Secret {
     pub(super) fn bytes(&self) -> &[u8] {
         &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(hidden)")
     }
 }
 
@@ -69,7 +63,7 @@ impl Settings {
     }
 
     pub(super) fn set_secret(&mut self, secret: Vec<u8>) {
-        self.secret = Some(Secret(secret));
+        self.secret = Some(Hidden(secret));
     }
 
     pub(super) fn is_locked(&self) -> bool {
@@ -81,12 +75,22 @@ impl Settings {
         self.is_locked() || self.allow_remote || address.to_canonical().is_loopback()
     }
 
+    /// Whether members can only be on this machine.
+    pub(super) fn is_local(&self) -> bool {
+        let is_here = |address: &String| {
+            let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+            let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+            host == "localhost" || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
+        };
+        !(self.is_locked() || self.allow_remote) || self.listen.iter().chain(&self.join).all(is_here)
+    }
+
     /// The secret, wherever it is. Reads a file.
     pub(super) fn secret(&self) -> Result<Option<Secret>, RegistryError> {
         let Some(path) = &self.secret_file else { return Ok(self.secret.clone()) };
         let text =
             std::fs::read(path).map_err(|error| bad(format!("the secret cannot be read from {path:?}: {error}")))?;
-        let secret = Secret(text.trim_ascii().to_vec());
+        let secret = Hidden(text.trim_ascii().to_vec());
         check_secret(&secret).map(|()| Some(secret))
     }
 
@@ -149,28 +153,20 @@ impl Settings {
                 }
             },
         }
-        for (name, value) in
-            query.split('&').filter(|option| !option.is_empty()).map(|o| o.split_once('=').unwrap_or((o, "")))
-        {
-            match name {
+        for (name, value) in options(query) {
+            match &*name {
                 "listen" => settings.listen.extend(value.split(',').map(with_port)),
                 "secret-file" => settings.secret_file = Some(PathBuf::from(value)),
-                "heartbeat" => settings.heartbeat = duration(value)?,
-                "lifetime" => settings.lifetime = duration(value)?,
-                "allow-remote" => settings.allow_remote = matches!(value, "" | "true" | "1"),
+                "heartbeat" => settings.heartbeat = duration(&value).map_err(bad)?,
+                "lifetime" => settings.lifetime = duration(&value).map_err(bad)?,
+                "allow-remote" => settings.allow_remote = switch(&value).map_err(bad)?,
                 "secret" => {
                     return Err(bad(
                         "a secret does not belong into a URL, which ends up in logs and process lists; use \
                          secret-file=…",
                     ));
                 }
-                _ => {
-                    return Err(bad(format!(
-                        "unknown option {:?} in the manifest's URL; there are listen, secret-file, heartbeat, lifetime and \
-                         allow-remote",
-                        cut(name)
-                    )));
-                }
+                _ => return Err(bad(unknown(&name, "listen, secret-file, heartbeat, lifetime and allow-remote"))),
             }
         }
         if settings.local.is_none() && settings.join.is_empty() && settings.listen.is_empty() {
@@ -221,19 +217,4 @@ fn cut(text: &str) -> String {
 
 pub(super) fn bad(text: impl fmt::Display) -> RegistryError {
     RegistryError::Settings(format!("manifest: {text}"))
-}
-
-/// Reads `500ms`, `30s` or `5m`.
-fn duration(text: &str) -> Result<Duration, RegistryError> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let millis = match &text[digits..] {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        _ => 0,
-    };
-    match text[..digits].parse::<u64>() {
-        Ok(number) if millis > 0 => Ok(Duration::from_millis(number.saturating_mul(millis))),
-        _ => Err(bad("a time is written like 500ms, 2s or 1m")),
-    }
 }

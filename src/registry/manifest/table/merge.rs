@@ -5,7 +5,7 @@
 //! that a lie lives no longer than it needs to reach the one whom it is about. It must never grow a table past its limits,
 //! nor remove a record because one frame was bad. Look next at `speak.rs` for what is passed on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,11 +24,20 @@ const MAX_INCARNATION: u64 = 1 << 48;
 /// Most frames of one connection that may be refused before it is closed: one that lies or babbles is of no use.
 const MAX_REFUSED: u32 = 100;
 
+/// Most living members that one link may bring, so that a single one that babbles does not keep out those who join elsewhere.
+/// Against somebody who means it, and makes many connections, nothing but the secret helps.
+pub(super) const MAX_BROUGHT: usize = MAX_OWNERS / 4 * 3;
+
 /// Most names that a member remembers to have had.
 const MAX_FORMER: usize = 16;
 
 /// A record that is acceptable: its number, its version, and its content as it came and as it was read.
 type Accepted = (u64, u64, Bytes, Arc<Content>);
+
+/// What the sum of an owner's records is if these are all.
+fn sum_of_all(change: &Change) -> u64 {
+    change.put.iter().fold(0, |sum, put| sum.wrapping_add(sum_of(put.0, put.1, &put.2)))
+}
 
 /// A connection that is of no more use.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,9 +52,20 @@ impl Table {
         }
         match Frame::decode(frame) {
             Ok(Frame::Pulse { full, beats }) => self.pulse(link, full, &beats, now),
-            Ok(Frame::Change(change)) => self.change(link, change, now),
-            Ok(Frame::Freed(records)) => self.freed_elsewhere(&records, now),
+            Ok(Frame::Change(change)) => {
+                self.heard_news(link);
+                self.change(link, change, now);
+            }
+            Ok(Frame::Freed(records)) => {
+                self.heard_news(link);
+                self.freed_elsewhere(&records, now);
+            }
             Ok(Frame::Synced) => self.synced(link),
+            Ok(Frame::Summary { sum, heard }) => self.summary_heard(link, sum, heard, now),
+            Ok(Frame::Taken) => {
+                self.rename(now);
+                return Err(Close("another process is connected there under the same name"));
+            }
             Err(BadFrame::Unknown) => {
                 self.refusals.unknown_frames += 1;
                 self.refused(link);
@@ -58,6 +78,12 @@ impl Table {
         match self.links.get(&link) {
             Some(link) if link.refused > MAX_REFUSED => Err(Close("too much of what it sent was refused")),
             _ => Ok(()),
+        }
+    }
+
+    fn heard_news(&mut self, link: u64) {
+        if let Some(link) = self.links.get_mut(&link) {
+            link.heard_news += 1;
         }
     }
 
@@ -79,10 +105,24 @@ impl Table {
         if full {
             self.peer_speaks(link);
         }
-        let mut behind = false;
+        let spoken = self.links.get(&link).map_or(Duration::ZERO, |link| link.spoken);
+        let (mut behind, mut unknown, mut usual) = (false, false, 0);
         for beat in beats {
-            behind |= self.beat(link, full, *beat, now);
+            if !full && self.usual_beat(link, spoken, *beat, now) {
+                usual += 1;
+            } else if self.owners.contains_key(&beat.0) {
+                behind |= self.beat(link, full, *beat, now);
+            } else {
+                unknown = true;
+            }
         }
+        if let Some(link) = self.links.get_mut(&link) {
+            link.echoes += usual;
+            if !full && beats.iter().any(|beat| beat.0 != link.owner) {
+                link.relays = Some(now);
+            }
+        }
+        behind |= unknown && self.may_bring(link);
         if full {
             let mut named: Vec<_> = beats.iter().map(|beat| beat.0).collect();
             named.sort_unstable();
@@ -99,13 +139,26 @@ impl Table {
         }
     }
 
+    /// Nearly all that is ever heard: one more beat of somebody who is well and has nothing new. Returns whether it was that.
+    fn usual_beat(&mut self, link: u64, spoken: Duration, beat: Beat, now: Instant) -> bool {
+        let Beat(id, incarnation, beat, version, sum) = beat;
+        let Some(owner) = self.owners.get_mut(&id) else { return false };
+        let is_known = (incarnation, version, sum) == (owner.incarnation, owner.version, 0) && beat > owner.beat;
+        if !is_known || owner.life != Life::Live || owner.doubted || id == self.me {
+            return false;
+        }
+        self.count += 1;
+        owner.hear(beat, now, self.listened_for, (link, spoken), self.count);
+        true
+    }
+
     /// Returns whether the other side knows more.
     fn beat(&mut self, link: u64, full: bool, Beat(id, incarnation, beat, version, sum): Beat, now: Instant) -> bool {
         if id == self.me {
             self.own_beat(link, full, Beat(id, incarnation, beat, version, sum), now);
             return false;
         }
-        let Some(owner) = self.owners.get_mut(&id) else { return self.owners.len() < MAX_OWNERS };
+        let Some(owner) = self.owners.get_mut(&id) else { return false };
         let is_news = (incarnation, beat) > (owner.incarnation, owner.beat);
         if owner.is_gone() {
             // It lives after all if it has beaten since; what it has must be told anew. Who missed that it left is told.
@@ -132,9 +185,10 @@ impl Table {
             }
         }
         if full {
-            let same =
-                sum == 0 || self.owners.get(&id).is_some_and(|owner| owner.version != version || owner.sum == sum);
+            let same = self.owners.get(&id).is_some_and(|owner| owner.version != version || owner.sum == sum);
             self.peer_has(link, id, same.then_some((incarnation, version)));
+            // Of two truths either side must see the other's.
+            return is_ahead || !same;
         }
         is_ahead
     }
@@ -145,7 +199,7 @@ impl Table {
         let newest = (me.incarnation, me.version);
         let is_forged = incarnation > me.incarnation
             || incarnation == me.incarnation && (beat > me.beat || version > me.version)
-            || full && sum != 0 && (incarnation, version) == newest && sum != me.sum;
+            || full && (incarnation, version) == newest && sum != me.sum;
         if is_forged {
             self.defend(incarnation, now);
         } else if full {
@@ -204,7 +258,7 @@ impl Table {
             if from != 0 {
                 return self.want_digest(link, now);
             }
-            if !self.has_room(gone) {
+            if !self.has_room(link, gone) {
                 // Whoever passes it on may be innocent.
                 self.refusals.owners += 1;
                 return;
@@ -214,9 +268,13 @@ impl Table {
         let (known, told) = ((owner.incarnation, owner.version), (incarnation, to));
         if owner.life != Life::Live {
             let is_news = (incarnation, beat) > (owner.incarnation, owner.beat);
+            let is_known_gone = gone && owner.is_gone();
+            let is_later = told > known || told == known && sum_of_all(&change) > owner.sum;
             return match () {
+                // It went with more than what was known here.
+                () if is_known_gone && is_later && from == 0 => self.replace(link, &change, now),
                 // What has not beaten since is what was known when it went.
-                () if !is_news || gone && owner.is_gone() => self.peer_has_seen(link, id, told),
+                () if !is_news || is_known_gone => self.peer_has_seen(link, id, told),
                 () if from != 0 => self.want_digest(link, now),
                 () => self.replace(link, &change, now),
             };
@@ -225,9 +283,8 @@ impl Table {
             // The other side is behind.
             self.peer_has(link, id, (!gone).then_some(told));
         } else if told == known {
-            let theirs = change.put.iter().fold(0u64, |sum, put| sum.wrapping_add(sum_of(put.0, put.1, &put.2)));
             // Two truths of one version: somebody lies. The owner will say; until then all believe the same one.
-            if from == 0 && theirs > owner.sum {
+            if from == 0 && sum_of_all(&change) > owner.sum {
                 self.replace(link, &change, now);
             } else {
                 self.peer_has_seen(link, id, told);
@@ -244,8 +301,7 @@ impl Table {
     fn own_change(&mut self, link: u64, change: &Change, now: Instant) {
         let me = self.own(now);
         let (mine, told) = ((me.incarnation, me.version), (change.incarnation, change.to));
-        let theirs = change.put.iter().fold(0u64, |sum, put| sum.wrapping_add(sum_of(put.0, put.1, &put.2)));
-        let differs = change.from == 0 && told == mine && !change.gone && theirs != me.sum;
+        let differs = change.from == 0 && told == mine && !change.gone && sum_of_all(change) != me.sum;
         let is_forged = told > mine || differs || change.incarnation == mine.0 && change.beat > me.beat;
         if is_forged {
             self.defend(change.incarnation, now);
@@ -277,11 +333,18 @@ impl Table {
 
     /// Makes room for another member, at the cost of the memory of one that has left: for a living one also of one that left
     /// something persistent, else whoever fills a table with such records would keep everybody out for ever.
-    fn has_room(&mut self, gone: bool) -> bool {
+    fn has_room(&mut self, link: u64, gone: bool) -> bool {
         if self.owners.len() >= MAX_OWNERS {
             self.forget_oldest(|_, owner| owner.records.is_empty() || !gone);
         }
-        self.owners.len() < MAX_OWNERS
+        self.may_bring(link)
+    }
+
+    /// Whether a link may bring another member.
+    fn may_bring(&self, link: u64) -> bool {
+        let brought = |owner: &&Owner| owner.beat_from == Some(link) && !owner.is_gone();
+        self.owners.len() < MAX_BROUGHT
+            || self.owners.len() < MAX_OWNERS && self.owners.values().filter(brought).count() < MAX_BROUGHT
     }
 
     /// Forgets the one that left longest ago of those that fit, first of those that left nothing. Whether there was one.
@@ -345,10 +408,12 @@ impl Table {
             return;
         }
         self.put_all(&change, records);
+        let mut reasons: BTreeMap<u64, String> = change.why.drain(..).collect();
         for number in change.freed.iter().copied() {
-            self.remove(RecordId { owner: change.owner, number });
+            let why = reasons.remove(&number);
+            self.remove_because(RecordId { owner: change.owner, number }, why.as_deref());
             if let Some(owner) = self.owners.get_mut(&change.owner) {
-                owner.bury(change.to, number, now);
+                owner.bury(change.to, number, why, now);
             }
         }
         self.settle(link, &change, now);

@@ -11,11 +11,13 @@ mod speak;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::owner::{Life, Owner, Stored, TOMBSTONE};
@@ -26,10 +28,13 @@ use super::frame::{MAX_FREED, MAX_OWNER_BYTES, MAX_RECORDS};
 use super::record::{Content, Record, RecordId};
 use super::role::Query;
 use crate::registry::{Endpoint, RegistryError, Tier};
-use crate::state::NodeStatus;
+use crate::state::{NodeState, NodeStatus};
 
 /// Most bytes of all records together: as many as a thousand members with 32 KiB each.
 pub(super) const MAX_TABLE_BYTES: usize = 32 << 20;
+
+/// Who passes on what others say looks at the time so many times per heartbeat.
+const TICKS_PER_BEAT: u32 = 4;
 
 /// Most events that wait to be told; the stream itself is bounded too.
 const MAX_EVENTS: usize = 4096;
@@ -74,7 +79,10 @@ pub(super) struct Table {
     pub(super) listened: bool,
     events: Vec<Event>,
     touched: BTreeSet<String>,
-    news: bool,
+    /// The roles of which two have one address.
+    contested: BTreeSet<String>,
+    /// Those who wait for something to say.
+    bells: Vec<Arc<Notify>>,
 }
 
 impl Table {
@@ -107,7 +115,8 @@ impl Table {
             listened: true,
             events: Vec::new(),
             touched: BTreeSet::new(),
-            news: false,
+            contested: BTreeSet::new(),
+            bells: Vec::new(),
         }
     }
 
@@ -188,8 +197,8 @@ impl Table {
         let stored = owner.records.get(&id.number).cloned().ok_or_else(unknown)?;
         if id.owner == self.me {
             owner.version += 1;
-            let version = owner.version;
-            owner.bury(version, id.number, now);
+            let (version, why) = (owner.version, stored.content.farewell().map(str::to_owned));
+            owner.bury(version, id.number, why, now);
         } else if !stored.content.persistent {
             return Err(RegistryError::Invalid(format!(
                 "record {id} belongs to another member, who alone may free it"
@@ -222,7 +231,24 @@ impl Table {
         self.tell(me, None);
     }
 
-    /// The time goes on: beats, and forgets whoever has not. To be called four times per heartbeat.
+    /// When the time is to go on: at the latest for the next beat. Whoever passes on what others say, and whoever finds another
+    /// silent, looks at the time more often.
+    pub(super) fn due(&self) -> Instant {
+        let Some(beaten) = self.beaten else { return self.ticked };
+        let soon = self.ticked + self.heartbeat / TICKS_PER_BEAT;
+        let is_silent = |link: &Link| self.ticked.duration_since(link.heard) > self.heartbeat;
+        if self.is_tight() || self.links.len() > 1 || !self.contested.is_empty() || self.links.values().any(is_silent) {
+            return soon;
+        }
+        (beaten + self.heartbeat).min(self.expire_at).max(soon)
+    }
+
+    /// Whether there is so little time between heartbeat and lifetime that a beat may never wait for the next one.
+    fn is_tight(&self) -> bool {
+        self.lifetime < self.heartbeat * 3
+    }
+
+    /// The time goes on: beats, and forgets whoever has not.
     pub(super) fn tick(&mut self, now: Instant) {
         let late = now.duration_since(self.ticked);
         self.ticked = now;
@@ -242,9 +268,12 @@ impl Table {
             (me.beat, me.beat_at, me.seen) = (me.beat + 1, count, now);
             self.event(Event::Heartbeat);
         }
+        let beats = self.beaten == Some(now);
         self.expire(now);
+        // Who of two at one address is heard may have changed.
+        self.touched.append(&mut self.contested);
         self.doubt(now);
-        self.schedule(now);
+        self.schedule(beats, now);
     }
 
     /// Finds those behind links that have fallen silent. Others are told, so that they do not take them for dead either.
@@ -366,6 +395,11 @@ impl Table {
 
     /// Removes a record from the table, whatever its owner thinks.
     fn remove(&mut self, id: RecordId) {
+        self.remove_because(id, None);
+    }
+
+    /// The same, where its owner has said why.
+    fn remove_because(&mut self, id: RecordId, why: Option<&str>) {
         let Some(owner) = self.owners.get_mut(&id.owner) else { return };
         let before = owner.bytes;
         let Some(old) = owner.take(id.number) else { return };
@@ -375,7 +409,11 @@ impl Table {
             self.follows.remove(&id.number);
         }
         if self.listened {
-            self.event(Event::Freed(old.content.record(id, old.version)));
+            let mut record = old.content.record(id, old.version);
+            if why.is_some() {
+                record.details.status = NodeStatus { since: None, ..NodeStatus::now(NodeState::Down, why) };
+            }
+            self.event(Event::Freed(record));
         }
     }
 
@@ -387,9 +425,11 @@ impl Table {
             link.spoken
         });
         let Some(owner) = self.owners.get_mut(&id) else { return };
-        (owner.beat, owner.doubted) = (beat, false);
-        (owner.seen, owner.seen_by_all, owner.seen_by_link) = (now, self.listened_for, spoken);
-        (owner.beat_at, owner.beat_from) = (self.count, Some(link));
+        let was_doubted = owner.doubted;
+        owner.hear(beat, now, self.listened_for, (link, spoken), self.count);
+        if was_doubted {
+            self.touch_all(id);
+        }
     }
 
     fn touch_all(&mut self, id: u64) {
@@ -453,14 +493,22 @@ impl Table {
         found.into_iter().map(|(_, record)| record).collect()
     }
 
-    /// The endpoints of a role, oldest first.
-    pub(super) fn endpoints(&self, query: &Query) -> Vec<Endpoint> {
-        let mut found: Vec<_> = self
-            .of_query(query)
-            .filter_map(|(id, owner, stored)| Some((stored.order, self.endpoint(id, owner, stored)?)))
-            .collect();
-        found.sort_by_key(|(order, _)| *order);
-        found.into_iter().map(|(_, endpoint)| endpoint).collect()
+    /// The endpoints of a role. Of several at one address the last one is the best: it is trusted most, it is heard, it came
+    /// last. A process that takes the place of one that has died is so known before that one is given up.
+    pub(super) fn endpoints(&mut self, query: &Query) -> Vec<Endpoint> {
+        let late = self.heartbeat * 3 / 2;
+        let rank = |(id, owner, stored): (RecordId, &Owner, &Stored)| {
+            let endpoint = self.endpoint(id, owner, stored)?;
+            let is_silent = self.ticked.duration_since(owner.seen) > late;
+            Some((Reverse(endpoint.tier), Reverse(is_silent), stored.order, endpoint))
+        };
+        let mut found: Vec<_> = self.of_query(query).filter_map(rank).collect();
+        found.sort_by_key(|(tier, is_silent, order, _)| (*tier, *is_silent, *order));
+        let mut addresses = HashSet::new();
+        if !found.iter().all(|(.., endpoint)| addresses.insert(endpoint.addr)) {
+            self.contested.insert(query.name.clone());
+        }
+        found.into_iter().map(|(.., endpoint)| endpoint).collect()
     }
 
     fn endpoint(&self, id: RecordId, owner: &Owner, stored: &Stored) -> Option<Endpoint> {
@@ -501,8 +549,8 @@ impl Table {
         !self.touched.is_empty()
     }
 
-    /// Whether there is anything to say on any link that was not there before.
-    pub(super) fn take_news(&mut self) -> bool {
-        std::mem::take(&mut self.news)
+    /// Who is to be told that there may be something to say.
+    pub(super) fn take_bells(&mut self) -> Vec<Arc<Notify>> {
+        std::mem::take(&mut self.bells)
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::super::frame::{Change, MAX_RECORDS, Put};
+use super::super::frame::{Change, MAX_RECORDS, MAX_WHY, Put};
 use super::super::record::{Content, RecordId};
 
 /// How long freed records, and members that have gone, are remembered. Whoever was away for longer gets everything anew.
@@ -56,13 +56,21 @@ pub(super) struct Owner {
     pub(super) sum: u64,
     /// Bytes of its records.
     pub(super) bytes: usize,
-    /// Version, number and time of what was freed, oldest first.
-    freed: VecDeque<(u64, u64, Instant)>,
+    /// What was freed; nothing as a rule, and then it takes no room where all owners are gone through.
+    graves: Option<Box<Graves>>,
     /// Up to this version it is not known any more what was freed.
     floor: u64,
     /// The table's count when the beat last grew, and the link that said so.
     pub(super) beat_at: u64,
     pub(super) beat_from: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Graves {
+    /// Version, number and time of what was freed, oldest first.
+    freed: VecDeque<(u64, u64, Instant)>,
+    /// Version, number and reason of the last of them that were freed for one, the latest first.
+    why: VecDeque<(u64, u64, String)>,
 }
 
 impl Owner {
@@ -80,7 +88,7 @@ impl Owner {
             records: BTreeMap::new(),
             sum: 0,
             bytes: 0,
-            freed: VecDeque::new(),
+            graves: None,
             floor: 0,
             beat_at: 0,
             beat_from: None,
@@ -98,6 +106,14 @@ impl Owner {
             Life::Remembered => false,
             Life::Gone(_) => !self.records.is_empty(),
         }
+    }
+
+    /// It has been heard: when by the clock, by the time that all links have been speaking, by that of the link it came on, and as
+    /// which of the table's news.
+    pub(super) fn hear(&mut self, beat: u64, now: Instant, by_all: Duration, by: (u64, Duration), count: u64) {
+        (self.beat, self.doubted) = (beat, false);
+        (self.seen, self.seen_by_all, self.seen_by_link) = (now, by_all, by.1);
+        (self.beat_at, self.beat_from) = (count, Some(by.0));
     }
 
     pub(super) fn put(&mut self, number: u64, stored: Stored) -> Option<Stored> {
@@ -121,31 +137,44 @@ impl Owner {
         }
     }
 
-    /// Remembers that a record was freed with this version.
-    pub(super) fn bury(&mut self, version: u64, number: u64, now: Instant) {
-        self.freed.push_back((version, number, now));
-        if self.freed.len() > MAX_RECORDS {
+    /// Remembers that a record was freed with this version, and why.
+    pub(super) fn bury(&mut self, version: u64, number: u64, why: Option<String>, now: Instant) {
+        let graves = self.graves.get_or_insert_default();
+        if let Some(why) = why {
+            graves.why.truncate(MAX_WHY - 1);
+            graves.why.push_front((version, number, why));
+        }
+        graves.freed.push_back((version, number, now));
+        if graves.freed.len() > MAX_RECORDS {
             self.exhume();
         }
     }
 
     /// Nothing is known of what was freed up to this version.
     pub(super) fn forget_freed(&mut self, version: u64) {
-        self.freed.clear();
+        self.graves = None;
         self.floor = version;
     }
 
     /// Forgets what was freed long ago, and says when there is more of it.
     pub(super) fn prune(&mut self, now: Instant) -> Option<Instant> {
-        while self.freed.front().is_some_and(|(_, _, at)| now.duration_since(*at) >= TOMBSTONE) {
+        loop {
+            let (_, _, at) = self.graves.as_ref()?.freed.front()?;
+            if now.duration_since(*at) < TOMBSTONE {
+                return Some(*at + TOMBSTONE);
+            }
             self.exhume();
         }
-        self.freed.front().map(|(_, _, at)| *at + TOMBSTONE)
     }
 
     fn exhume(&mut self) {
-        if let Some((version, ..)) = self.freed.pop_front() {
+        let Some(graves) = &mut self.graves else { return };
+        if let Some((version, ..)) = graves.freed.pop_front() {
             self.floor = self.floor.max(version);
+            graves.why.retain(|(freed, ..)| *freed > version);
+        }
+        if graves.freed.is_empty() {
+            self.graves = None;
         }
     }
 
@@ -163,7 +192,9 @@ impl Owner {
             _ => 0,
         };
         let news = self.records.iter().filter(|(_, stored)| stored.version > from);
-        let freed = self.freed.iter().filter(|(version, ..)| from > 0 && *version > from);
+        let graves = self.graves.iter().filter(|_| from > 0);
+        let freed = graves.clone().flat_map(|graves| &graves.freed).filter(|(version, ..)| *version > from);
+        let why = graves.flat_map(|graves| &graves.why).filter(|(version, ..)| *version > from);
         Change {
             owner,
             incarnation: self.incarnation,
@@ -173,6 +204,7 @@ impl Owner {
             gone: self.is_gone(),
             put: news.map(|(number, stored)| Put(*number, stored.version, stored.body.clone())).collect(),
             freed: freed.map(|(_, number, _)| *number).collect(),
+            why: why.map(|(_, number, why)| (*number, why.clone())).collect(),
         }
     }
 

@@ -4,9 +4,11 @@
 //! link can take it, from what the other side has, so that one that reads slowly costs nothing but its own delay. It must never
 //! say back what was just heard there. Look next at `../link.rs` for the connection itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::super::events::Event;
@@ -15,8 +17,16 @@ use super::super::record::RecordId;
 use super::Table;
 use super::owner::{Life, Owner};
 
-/// Every so many heartbeats everything is compared, which heals what was lost in whatever way.
-const BEATS_PER_DIGEST: u32 = 5;
+/// Every so many heartbeats both sides of a link compare one number over all that they know, and only where that differs all of
+/// it, line by line: what was lost in whatever way is healed.
+const BEATS_PER_SUMMARY: u32 = 5;
+
+/// Every so many heartbeats, five minutes with the usual one, everything is compared line by line all the same: two tables that
+/// differ may have one number, if somebody means them to.
+const BEATS_PER_DIGEST: u32 = 150;
+
+/// So many summaries in a row may be of no use because news were under way; then everything is compared.
+const MAX_UNCLEAR: u32 = 3;
 
 /// Most connections of one member.
 pub(in super::super) const MAX_LINKS: usize = 512;
@@ -34,12 +44,24 @@ pub(super) struct Link {
     pub(super) refused: u32,
     /// Incarnation and version that the other side has, by owner; `None` until it has said so.
     knows: Option<BTreeMap<u64, (u64, u64)>>,
-    /// Owners of whom there may be something to say.
+    /// Owners of whom there may be something to say, and those of them that are about to be.
     dirty: BTreeSet<u64>,
+    queue: VecDeque<u64>,
     /// Everything is to be compared now, and when next.
     digest: bool,
     digest_next: Instant,
     digest_at: Option<Instant>,
+    /// A summary is to be said now, and when next; when the last one came, and how many of them in a row told nothing.
+    summary: bool,
+    summary_next: Instant,
+    summary_heard: Option<Instant>,
+    unclear: u32,
+    /// How many changes and frees were said to the other side, and heard from it.
+    said: u64,
+    pub(super) heard_news: u64,
+    /// When it last brought a beat of anybody but its own other end.
+    pub(super) relays: Option<Instant>,
+    bell: Arc<Notify>,
     pulse: bool,
     /// Up to which count of the table beats were told, and how many since then were heard on this very link.
     beats: u64,
@@ -47,7 +69,8 @@ pub(super) struct Link {
     /// How many of the frees of persistent records were told.
     freed: u64,
     told_synced: bool,
-    /// Which of one's own incarnations and versions the other side has been sent.
+    /// Which of one's own incarnations and versions was the last to be said, or known to the other side, and which is on its way.
+    told_own: (u64, u64),
     written: (u64, u64),
 }
 
@@ -89,20 +112,34 @@ impl Table {
             refused: 0,
             knows: None,
             dirty: BTreeSet::new(),
+            queue: VecDeque::new(),
             digest: true,
             digest_next: now,
             digest_at: None,
+            summary: false,
+            summary_next: now,
+            summary_heard: None,
+            unclear: 0,
+            said: 0,
+            heard_news: 0,
+            relays: None,
+            bell: Arc::default(),
             pulse: false,
             beats: 0,
             echoes: 0,
             freed: self.freed_count - self.freed.len() as u64,
             told_synced: false,
+            told_own: (0, 0),
             written: (0, 0),
         };
         self.links.insert(id, link);
         self.event(Event::Connected { owner });
-        self.news = true;
         Ok(id)
+    }
+
+    /// Rings when there may be something to say on a link.
+    pub(in super::super) fn bell(&self, link: u64) -> Option<Arc<Notify>> {
+        self.links.get(&link).map(|link| Arc::clone(&link.bell))
     }
 
     pub(in super::super) fn is_wanted(&self, owner: u64, birth: u64) -> Result<(), Unwanted> {
@@ -163,9 +200,8 @@ impl Table {
 
     /// Everything that was to be said on this link so far is on its way.
     pub(in super::super) fn written(&mut self, link: u64) {
-        let me = self.me;
         if let Some(link) = self.links.get_mut(&link) {
-            link.written = link.knows.as_ref().and_then(|knows| knows.get(&me)).copied().unwrap_or_default();
+            link.written = link.told_own;
         }
     }
 
@@ -174,9 +210,9 @@ impl Table {
         for (id, link) in &mut self.links {
             if Some(*id) != except {
                 link.dirty.insert(owner);
+                self.bells.push(Arc::clone(&link.bell));
             }
         }
-        self.news = true;
     }
 
     /// The other side has this of an owner, or something else of which nothing is known.
@@ -192,7 +228,7 @@ impl Table {
         // Usually both sides know the same, and nobody is to be woken for that.
         if newest.is_some_and(|newest| version.is_none_or(|version| version < newest)) {
             link.dirty.insert(owner);
-            self.news = true;
+            self.bells.push(Arc::clone(&link.bell));
         }
     }
 
@@ -209,7 +245,7 @@ impl Table {
         let Some(link) = self.links.get_mut(&link) else { return };
         if link.knows.is_none() {
             link.knows = Some(BTreeMap::new());
-            self.news = true;
+            self.bells.push(Arc::clone(&link.bell));
         }
     }
 
@@ -217,7 +253,9 @@ impl Table {
     pub(super) fn peer_told_all(&mut self, link: u64, missing: Vec<u64>) {
         let Some(link) = self.links.get_mut(&link) else { return };
         let Some(knows) = &mut link.knows else { return };
-        self.news |= !missing.is_empty();
+        if !missing.is_empty() {
+            self.bells.push(Arc::clone(&link.bell));
+        }
         for owner in missing {
             knows.remove(&owner);
             link.dirty.insert(owner);
@@ -230,16 +268,61 @@ impl Table {
         let Some(link) = self.links.get_mut(&link) else { return };
         if link.digest_at.is_none_or(|at| now.duration_since(at) >= heartbeat) {
             link.digest = true;
-            self.news = true;
+            self.bells.push(Arc::clone(&link.bell));
         }
     }
 
-    /// Beats are due on every link where there are any, and from time to time a comparison of everything.
-    pub(super) fn schedule(&mut self, now: Instant) {
+    /// The other side says what it knows, in one number, and how much of what it was told it had heard by then. News come in
+    /// the order in which they were said: if it had heard all and something differs, then it will not heal by itself.
+    pub(super) fn summary_heard(&mut self, link: u64, sum: u64, heard: u64, now: Instant) {
+        let (heartbeat, freed) = (self.heartbeat, self.freed_count);
+        let next = now + heartbeat * BEATS_PER_SUMMARY + self.spread(link);
+        let Some(other) = self.links.get_mut(&link) else { return };
+        // Adding up is work, and honest members do not ask for it so often.
+        let is_early = other.summary_heard.is_some_and(|at| now.duration_since(at) < heartbeat);
+        if is_early || other.knows.is_none() {
+            return;
+        }
+        other.summary_heard = Some(now);
+        let is_under_way =
+            !other.dirty.is_empty() || !other.queue.is_empty() || other.freed != freed || heard < other.said;
+        let is_same = self.summary() == sum;
+        let Some(other) = self.links.get_mut(&link) else { return };
+        if is_same {
+            // One of the two sides is enough.
+            other.summary_next = next;
+        }
+        other.unclear = if is_under_way && !is_same { other.unclear + 1 } else { 0 };
+        if !is_same && (!is_under_way || other.unclear >= MAX_UNCLEAR) {
+            other.unclear = 0;
+            self.want_digest(link, now);
+        }
+    }
+
+    /// What should be the same at both ends of a link. Of those who have gone only their records count: how they went may have
+    /// looked different from different places.
+    pub(super) fn summary(&self) -> u64 {
+        let told = self.owners.iter().filter(|(_, owner)| owner.is_told());
+        told.fold(0, |sum, (id, owner)| {
+            let (incarnation, version) = if owner.is_gone() { (0, 0) } else { (owner.incarnation, owner.version) };
+            let line = [*id, incarnation, version, owner.sum].into_iter().fold(0, |hash, part| scatter(hash ^ part));
+            sum.wrapping_add(line)
+        })
+    }
+
+    /// Beats are due where there are any, and from time to time a comparison. To who passes on nothing that others say, they are
+    /// told together with one's own: only those behind it would miss them, if they waited at every step of a long way.
+    pub(super) fn schedule(&mut self, beats: bool, now: Instant) {
+        let tight = self.is_tight();
         for link in self.links.values_mut() {
-            link.pulse |= !self.unsure.is_empty() || self.count - link.beats > link.echoes;
+            let relays = link.relays.is_some_and(|at| now.duration_since(at) < self.lifetime);
+            let has_news = self.count - link.beats > link.echoes;
+            link.pulse |= !self.unsure.is_empty() || has_news && (beats || relays || tight);
             link.digest |= now >= link.digest_next;
-            self.news |= link.pulse || link.digest || now.duration_since(link.heard) > self.lifetime * 2;
+            link.summary |= now >= link.summary_next;
+            if link.pulse || link.digest || link.summary || now.duration_since(link.heard) > self.lifetime * 2 {
+                self.bells.push(Arc::clone(&link.bell));
+            }
         }
     }
 
@@ -251,10 +334,20 @@ impl Table {
             return Some(self.digest(id, now));
         }
         if let Some(knows) = &mut link.knows {
-            while let Some(owner_id) = link.dirty.pop_first() {
+            loop {
+                if link.queue.is_empty() {
+                    // Who was heard longest ago comes first, so that also a newcomer knows who of two at one address came later.
+                    let heard = |id: &u64| self.owners.get(id).map_or(0, |owner| owner.beat_at);
+                    link.queue.extend(std::mem::take(&mut link.dirty));
+                    link.queue.make_contiguous().sort_by_cached_key(heard);
+                }
+                let Some(owner_id) = link.queue.pop_front() else { break };
                 let Some(owner) = self.owners.get(&owner_id) else { continue };
                 let version = (owner.incarnation, owner.version);
                 let known = knows.get(&owner_id).copied();
+                if owner_id == self.me {
+                    link.told_own = version;
+                }
                 if known.is_some_and(|known| known >= version) {
                     continue;
                 }
@@ -263,12 +356,14 @@ impl Table {
                     continue;
                 }
                 knows.insert(owner_id, version);
+                link.said += 1;
                 return Some(Frame::Change(owner.since(owner_id, known)));
             }
             if link.freed < self.freed_count {
                 let new = usize::try_from(self.freed_count - link.freed).unwrap_or(usize::MAX);
                 let skipped = self.freed.len().saturating_sub(new);
                 link.freed = self.freed_count;
+                link.said += 1;
                 let pair = |id: &RecordId| (id.owner, id.number);
                 return Some(Frame::Freed(self.freed.iter().skip(skipped).map(pair).collect()));
             }
@@ -278,6 +373,10 @@ impl Table {
         }
         if link.digest {
             return Some(self.digest(id, now));
+        }
+        if std::mem::take(&mut link.summary) {
+            let heard = link.heard_news;
+            return Some(Frame::Summary { sum: self.summary_said(id, now), heard });
         }
         if std::mem::take(&mut link.pulse) {
             let told = std::mem::replace(&mut link.beats, self.count);
@@ -291,7 +390,11 @@ impl Table {
                 let sum = if unsure { UNSURE } else { 0 };
                 is_told.then_some(Beat(*of, owner.incarnation, owner.beat, owner.version, sum))
             };
-            let beats: Vec<_> = self.owners.iter().filter_map(beat).collect();
+            let beats: Vec<_> = match self.links.len() {
+                // All others were heard over it.
+                1 => self.owners.get_key_value(&self.me).into_iter().filter_map(beat).collect(),
+                _ => self.owners.iter().filter_map(beat).collect(),
+            };
             if !beats.is_empty() {
                 return Some(Frame::Pulse { full: false, beats });
             }
@@ -299,13 +402,27 @@ impl Table {
         None
     }
 
+    fn summary_said(&mut self, id: u64, now: Instant) -> u64 {
+        let next = now + self.heartbeat * BEATS_PER_SUMMARY + self.spread(id);
+        if let Some(link) = self.links.get_mut(&id) {
+            link.summary_next = next;
+        }
+        self.summary()
+    }
+
+    /// Up to half a heartbeat, for each link another: not all at once, where many have joined at once.
+    fn spread(&self, link: u64) -> Duration {
+        let eighths = u32::try_from(scatter(self.me ^ link) % 8).unwrap_or(0);
+        self.heartbeat / 16 * eighths
+    }
+
     /// Everybody who is known here.
     fn digest(&mut self, id: u64, now: Instant) -> Frame {
+        let spread = self.spread(id);
         if let Some(link) = self.links.get_mut(&id) {
-            // Not all at once, where many have joined at once.
-            let spread = Duration::from_millis(id % 8 * 100).min(self.heartbeat / 2);
-            link.digest_next = now + self.heartbeat * BEATS_PER_DIGEST + spread;
-            (link.digest, link.digest_at) = (false, Some(now));
+            link.digest_next = now + self.heartbeat * BEATS_PER_DIGEST + spread * BEATS_PER_DIGEST / 2;
+            link.summary_next = now + self.heartbeat * BEATS_PER_SUMMARY + spread;
+            (link.digest, link.digest_at, link.summary) = (false, Some(now), false);
             (link.pulse, link.beats, link.echoes) = (false, self.count, 0);
         }
         let told = self.owners.iter().filter(|(_, owner)| owner.life == Life::Remembered || owner.is_told());
@@ -316,4 +433,12 @@ impl Table {
         };
         Frame::Pulse { full: true, beats: told.take(MAX_OWNERS).map(beat).collect() }
     }
+}
+
+/// A number in which every bit of another one counts: the end of SplitMix64 (Steele, Lea, Flood, 2014).
+const fn scatter(mut number: u64) -> u64 {
+    number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }

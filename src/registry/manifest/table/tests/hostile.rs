@@ -90,10 +90,8 @@ fn ten_thousand_records_of_one_peer_are_refused_and_the_rest_keeps_working() {
     for from in 0..10_000u64 {
         let put = vec![Put(from + 1, from + 1, body.clone())];
         let frame = Frame::Change(Change { from, ..change(51, 1, from + 1, 1, put) });
-        let mut out = BytesMut::new();
-        frame.encode(&mut out);
         let ((_, _), (_, link)) = net.links[0];
-        if net.tables[1].receive(link, out.split_off(4).freeze(), net.now).is_err() {
+        if net.tables[1].receive(link, bytes_of(&frame), net.now).is_err() {
             break;
         }
     }
@@ -106,21 +104,68 @@ fn ten_thousand_records_of_one_peer_are_refused_and_the_rest_keeps_working() {
 
 #[test]
 fn members_past_the_limit_are_refused_and_those_that_have_left_make_room() {
-    let mut net = Net::new(2);
+    let mut net = Net::new(3);
     net.join(0, 1);
+    net.join(2, 1);
     let body = content("x").encode().unwrap();
-    let invent = |net: &mut Net, owner| {
-        net.forge(0, 1, &Frame::Change(change(owner, 1, 1, 1, vec![Put(1, 1, body.clone())])));
+    let invent = |net: &mut Net, by, owner| {
+        net.forge(by, 1, &Frame::Change(change(owner, 1, 1, 1, vec![Put(1, 1, body.clone())])));
         net.tables[1].find(|record| record.id.owner == owner).len()
     };
-    for owner in 100..100 + MAX_OWNERS as u64 - 2 {
-        assert_eq!(invent(&mut net, owner), 1);
+    // Its own end of the link is one of those that it brings.
+    let brought = 100 + merge::MAX_BROUGHT as u64 - 1;
+    for owner in 100..brought {
+        assert_eq!(invent(&mut net, 0, owner), 1);
     }
-    assert_eq!(invent(&mut net, 99), 0);
+    assert_eq!(invent(&mut net, 0, 99), 0, "one link may not fill the table");
     assert_eq!(net.tables[1].refusals.owners, 1);
-    let leaves = Change { gone: true, ..change(100, 1, 2, 2, vec![]) };
-    net.forge(0, 1, &Frame::Change(leaves));
-    assert_eq!(invent(&mut net, 99), 1);
+    let others = MAX_OWNERS - net.tables[1].owners.len();
+    for owner in brought..brought + others as u64 {
+        assert_eq!(invent(&mut net, 2, owner), 1, "another link still may bring members");
+    }
+    assert_eq!(net.tables[1].owners.len(), MAX_OWNERS);
+    assert_eq!(invent(&mut net, 2, 99), 0);
+    assert_eq!(net.tables[1].refusals.owners, 2);
+    let leaves = Change { gone: true, ..change(brought, 1, 2, 2, vec![]) };
+    net.forge(2, 1, &Frame::Change(leaves));
+    assert_eq!(invent(&mut net, 2, 99), 1);
+}
+
+#[test]
+fn what_a_member_left_behind_can_be_rewritten_by_others_until_somebody_frees_it() {
+    let mut net = Net::new(3);
+    net.join(0, 1);
+    net.join(1, 2);
+    let id = net.add(0, persistent("kept"));
+    net.pass(BEAT);
+    net.tables[0].leave(net.now);
+    net.settle();
+    net.cut(0, 1);
+    let body = persistent("rewritten").encode().unwrap();
+    for (version, gone) in [(8, true), (9, false)] {
+        let put = vec![Put(id.number, version, body.clone())];
+        net.forge(1, 2, &Frame::Change(Change { gone, ..change(1, 2, version, 9, put) }));
+        net.pass(LIFE * 3);
+        assert_eq!((net.roles(1), net.roles(2)), (vec!["rewritten".to_owned()], vec!["rewritten".to_owned()]));
+    }
+    net.tables[1].free(id, net.now).unwrap();
+    net.pass(BEAT * 12);
+    assert_eq!((net.roles(1), net.roles(2)), (vec![], vec![]));
+}
+
+#[test]
+fn whose_name_is_taken_elsewhere_takes_another_one_once_per_heartbeat() {
+    let mut net = Net::new(2);
+    net.join(0, 1);
+    let id = net.add(1, content("one"));
+    let (_, (_, link)) = net.links[0];
+    let taken = || bytes_of(&Frame::Taken);
+    assert!(net.tables[1].receive(link, taken(), net.now).is_err(), "the connection is of no more use");
+    let second = net.tables[1].me;
+    assert_ne!(second, id.owner);
+    let _ = net.tables[1].receive(link, taken(), net.now);
+    assert_eq!(net.tables[1].me, second);
+    assert_eq!(net.tables[1].refusals.takeovers, 2);
 }
 
 #[test]
@@ -142,6 +187,10 @@ fn records_that_nobody_may_have_change_nothing() {
     with(&|content| content.address = Some("0.0.0.0".parse().unwrap()));
     with(&|content| content.address = Some("255.255.255.255".parse().unwrap()));
     with(&|content| content.address = Some("224.0.0.1".parse().unwrap()));
+    // Where the machines of clouds get their credentials.
+    with(&|content| content.address = Some("169.254.169.254".parse().unwrap()));
+    with(&|content| content.address = Some("::ffff:169.254.169.254".parse().unwrap()));
+    with(&|content| content.address = Some("fe80::1".parse().unwrap()));
     let good = content("good").encode().unwrap();
     for (n, body) in bodies.iter().enumerate() {
         let put = vec![Put(1, 1, good.clone()), Put(2, 2, body.clone())];
@@ -186,7 +235,7 @@ proptest! {
 
     #[test]
     fn any_frames_of_a_member_leave_a_table_that_works(
-        frames in prop::collection::vec((1..6u8, prop::collection::vec(any::<u8>(), 0..64)), 0..40),
+        frames in prop::collection::vec((1..9u8, prop::collection::vec(any::<u8>(), 0..64)), 0..40),
         changes in prop::collection::vec((1..4u64, 0..4u64, 0..6u64, 0..6u64, any::<bool>(), 0..8u64), 0..40),
     ) {
         let mut net = Net::new(3);
@@ -202,9 +251,7 @@ proptest! {
             let put = if gone { vec![] } else { vec![Put(from + more, from + more, body.clone())] };
             let put = if more == 0 { vec![] } else { put };
             let forged = Change { from, gone, freed: vec![from], ..change(owner, incarnation, from + more, beat, put) };
-            let mut out = BytesMut::new();
-            Frame::Change(forged).encode(&mut out);
-            let _ = net.tables[1].receive(link, out.split_off(4).freeze(), net.now);
+            let _ = net.tables[1].receive(link, bytes_of(&Frame::Change(forged)), net.now);
             net.settle();
         }
         net.pass(BEAT * 8);

@@ -1,6 +1,6 @@
 //! Honest members: who learns what and when, who is removed, and what heals.
 //!
-//! Owns only tests. Look next at `hostile.rs`.
+//! Owns only tests. Look next at `comparing.rs` and `hostile.rs`.
 
 use super::*;
 
@@ -115,17 +115,17 @@ fn who_is_cut_off_remembers_and_who_is_not_forgets() {
     net.pass(BEAT);
     net.cut(0, 1);
     assert_eq!(net.roles(0), ["two", "zero"], "nothing is removed for a lost connection");
-    assert_eq!(tier(&net, 1, "zero"), Some(Tier::Doubtful), "but its other end is doubted");
+    assert_eq!(tier(&mut net, 1, "zero"), Some(Tier::Doubtful), "but its other end is doubted");
     net.pass(LIFE * 3);
     assert!(!net.tables[0].is_connected(net.now));
     assert_eq!(net.roles(0), ["zero"], "the table has only what lives");
-    assert_eq!(tier(&net, 0, "two"), Some(Tier::Unhealthy), "but readers keep what was known");
+    assert_eq!(tier(&mut net, 0, "two"), Some(Tier::Unhealthy), "but readers keep what was known");
     assert_eq!((net.roles(1), net.roles(2)), (vec!["two".to_owned()], vec!["two".to_owned()]));
     net.join(0, 1);
     net.pass(BEAT);
     net.everywhere(&["two", "zero"]);
-    assert_eq!(tier(&net, 0, "two"), Some(Tier::Healthy));
-    assert_eq!(tier(&net, 1, "zero"), Some(Tier::Healthy));
+    assert_eq!(tier(&mut net, 0, "two"), Some(Tier::Healthy));
+    assert_eq!(tier(&mut net, 1, "zero"), Some(Tier::Healthy));
 }
 
 #[test]
@@ -139,10 +139,10 @@ fn a_remembered_member_that_is_not_there_any_more_is_forgotten_with_the_next_con
     net.tables[2].leave(net.now);
     net.settle();
     net.pass(LIFE * 2);
-    assert_eq!(tier(&net, 0, "two"), Some(Tier::Unhealthy));
+    assert_eq!(tier(&mut net, 0, "two"), Some(Tier::Unhealthy));
     net.join(0, 1);
     net.pass(BEAT);
-    assert_eq!(tier(&net, 0, "two"), None);
+    assert_eq!(tier(&mut net, 0, "two"), None);
 }
 
 #[test]
@@ -184,17 +184,148 @@ fn leaving_is_known_at_once_and_is_not_undone_by_one_who_missed_it() {
 }
 
 #[test]
-fn a_digest_heals_what_was_lost_or_spoiled() {
+fn of_two_at_one_address_the_one_that_came_later_counts_also_for_a_newcomer() {
+    // The process at an address dies, and the next one takes its place, whichever has the greater name.
+    for (old, new) in [(1, 2), (2, 1)] {
+        let mut net = Net::new(4);
+        net.join(0, old);
+        net.pass(BEAT);
+        net.add(old, process(1));
+        net.pass(BEAT);
+        net.paused[old] = true;
+        net.join(0, new);
+        net.add(new, process(2));
+        net.pass(BEAT / 2);
+        net.join(0, 3);
+        for table in [0, 3] {
+            assert_eq!(
+                published(&mut net, table),
+                Some(2),
+                "in the table of {table}, which has {:?}",
+                net.roles(table)
+            );
+        }
+    }
+}
+
+fn process(incarnation: u64) -> Content {
+    let mut content = content("one");
+    content.incarnation = Some(incarnation);
+    content
+}
+
+/// Which process is published at an address that two claim: the last one.
+fn published(net: &mut Net, table: usize) -> Option<u64> {
+    let found = net.tables[table].endpoints(&Query::parse("one").unwrap());
+    assert_eq!(found.len(), 2, "both claim it");
+    found.last().and_then(|endpoint| endpoint.incarnation)
+}
+
+#[test]
+fn of_two_at_one_address_the_one_that_is_not_heard_loses_it_before_it_is_given_up_and_readers_are_told() {
+    let mut net = Net::new(3);
+    net.join(0, 1);
+    net.join(0, 2);
+    net.add(1, process(1));
+    net.add(2, process(2));
+    net.pass(BEAT);
+    assert_eq!(published(&mut net, 0), Some(2));
+    for (silent, wins) in [(2, 1), (1, 2)] {
+        net.paused = vec![false; 3];
+        net.pass(BEAT * 2);
+        net.paused[silent] = true;
+        let mut told = Duration::ZERO;
+        while published(&mut net, 0) != Some(wins) {
+            assert!(told < BEAT * 2, "it was still believed after {told:?}");
+            net.tables[0].take_touched();
+            net.pass(BEAT / 4);
+            told += BEAT / 4;
+        }
+        assert!(net.tables[0].take_touched().contains("one"), "readers are told of the change");
+        assert_eq!(net.roles(0), ["one", "one"], "neither was given up");
+    }
+}
+
+#[test]
+fn one_that_was_doubted_and_is_heard_again_is_told_to_readers() {
     let mut net = Net::new(2);
     net.join(0, 1);
-    let id = net.add(0, content("one"));
-    net.add(0, content("two"));
+    net.add(1, content("one"));
     net.pass(BEAT);
-    net.tables[1].remove(id);
-    assert_eq!(net.roles(1), ["two"]);
-    net.pass(Duration::from_secs(12));
-    net.everywhere(&["one", "two"]);
-    assert_eq!(net.tables[0].refusals.takeovers, 1, "a table that differs looks like somebody else's word");
+    net.cut(0, 1);
+    assert_eq!(tier(&mut net, 0, "one"), Some(Tier::Doubtful));
+    net.tables[0].take_touched();
+    net.join(0, 1);
+    net.pass(BEAT);
+    assert_eq!(tier(&mut net, 0, "one"), Some(Tier::Healthy));
+    assert!(
+        net.tables[0].take_touched().contains("one"),
+        "readers were told that it is doubted, and must be told that not"
+    );
+}
+
+#[test]
+fn why_a_record_was_freed_is_known_everywhere_although_it_was_said_and_done_at_once() {
+    let mut net = Net::new(3);
+    net.join(0, 1);
+    net.join(1, 2);
+    let id = net.add(0, content("one"));
+    let other = net.add(0, content("one"));
+    net.pass(BEAT);
+    net.tables.iter_mut().for_each(|table| drop(table.take_events()));
+    let (down, now) = (NodeStatus::now(crate::NodeState::Down, Some("SIGTERM (15)")), net.now);
+    net.tables[0].set_status(id.number, &down, now);
+    net.tables[0].free(id, now).unwrap();
+    net.tables[0].free(other, now).unwrap();
+    net.settle();
+    for table in 0..3 {
+        let freed = net.tables[table].take_events().into_iter().filter_map(|event| match event {
+            Event::Freed(record) => Some((record.id, record.details.status.to_string())),
+            _ => None,
+        });
+        let freed: BTreeMap<_, _> = freed.collect();
+        assert_eq!(freed[&id], "down: SIGTERM (15)", "as member {table} was told");
+        assert_eq!(freed[&other], "running", "no reason was given for this one");
+    }
+}
+
+#[test]
+fn only_who_passes_on_or_doubts_others_looks_at_the_time_between_beats() {
+    let mut net = Net::new(3);
+    net.join(0, 1);
+    net.join(0, 2);
+    net.add(1, content("one"));
+    net.pass(BEAT * 4);
+    let wait = |net: &Net, table: usize| net.tables[table].due() - net.now;
+    assert_eq!(wait(&net, 0), BEAT / 4, "it passes on what others say");
+    let longest = (0..16).map(|_| {
+        net.pass(BEAT / 4);
+        wait(&net, 1)
+    });
+    assert!(longest.max().unwrap() > BEAT / 4 * 3, "it has one connection only");
+    net.paused[0] = true;
+    net.pass(BEAT + BEAT / 4);
+    assert_eq!(wait(&net, 1), BEAT / 4, "nobody is heard");
+    let tight = Table::new(9, BEAT, BEAT * 2, net.now);
+    assert!(tight.due() <= net.now, "the first beat is due at once");
+}
+
+#[test]
+fn a_member_that_looks_at_the_time_only_when_it_is_due_notices_everything_as_soon() {
+    let (mut net, lifetime) = (Net::new(2), LIFE + BEAT / 2);
+    net.join(0, 1);
+    net.add(1, content("one"));
+    net.pass(BEAT * 5);
+    let (begun, last) = (net.now, net.tables[0].owners[&2].seen);
+    let table = &mut net.tables[0];
+    table.take_events();
+    while !table.find(|_| true).is_empty() {
+        let now = table.due();
+        assert!(now - last <= lifetime, "it is given up {:?} after its last beat", now - last);
+        table.tick(now);
+    }
+    assert_eq!(table.refusals.pauses, 0, "no wait is taken for standing still");
+    assert!(table.ticked - begun > LIFE - BEAT);
 }
 
 #[test]
@@ -250,6 +381,29 @@ fn persistent_records_outlive_their_owner_and_may_be_freed_by_anybody() {
 }
 
 #[test]
+fn the_last_persistent_record_of_one_that_died_is_known_to_those_who_had_not_heard_of_it() {
+    let mut net = Net::new(3);
+    net.join(0, 1);
+    net.join(0, 2);
+    net.add(1, persistent("first"));
+    net.pass(BEAT);
+    // It reaches only one of the others, and only that one lives.
+    net.paused[2] = true;
+    net.add(1, persistent("last"));
+    net.paused[1] = true;
+    net.pass(BEAT);
+    net.on_its_way.clear();
+    net.cut(0, 2);
+    net.cut(0, 1);
+    net.paused[2] = false;
+    net.pass(LIFE * 3);
+    assert_eq!((net.roles(0), net.roles(2)), (vec!["first".to_owned(), "last".to_owned()], vec!["first".to_owned()]));
+    net.join(0, 2);
+    net.pass(BEAT);
+    assert_eq!(net.roles(2), ["first", "last"]);
+}
+
+#[test]
 fn a_living_owner_hears_that_its_persistent_record_was_freed() {
     let mut net = Net::new(2);
     net.join(0, 1);
@@ -265,7 +419,7 @@ fn an_address_of_ones_own_is_filled_in_once_it_is_known() {
     let mut net = Net::new(2);
     net.join(0, 1);
     net.add(0, Content::of_details("one", Details { port: 4000, ..Details::default() }));
-    assert_eq!(tier(&net, 1, "one"), None, "nobody else guesses it");
+    assert_eq!(tier(&mut net, 1, "one"), None, "nobody else guesses it");
     let now = net.now;
     net.tables[0].set_address("10.0.0.7".parse().unwrap(), now);
     net.settle();

@@ -1,6 +1,7 @@
 //! Tables that talk to each other without a network, under a clock that the test turns.
 //!
-//! Owns [`Net`]. Look next at `living.rs` for honest members, and at `hostile.rs` for the others.
+//! Owns [`Net`]. Look next at `living.rs` for honest members, at `comparing.rs` for how their
+//! tables heal, and at `hostile.rs` for the others.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
@@ -13,6 +14,7 @@ use super::super::frame::{Beat, Change, Frame, MAX_OWNERS, Put};
 use super::super::record::{Details, MAX_DATA};
 use super::*;
 
+mod comparing;
 mod hostile;
 mod living;
 
@@ -40,6 +42,10 @@ struct Net {
     on_its_way: VecDeque<(End, Bytes)>,
     frames: usize,
     bytes: usize,
+    /// How often somebody has named all whom it knows.
+    digests: usize,
+    /// Whether every summary is changed on its way to what its receiver would say.
+    lies: bool,
 }
 
 impl Net {
@@ -47,7 +53,8 @@ impl Net {
         let now = Instant::now();
         let tables = (0..count).map(|n| Table::new(n as u64 + 1, BEAT, LIFE, now)).collect();
         let (links, on_its_way) = (Vec::new(), VecDeque::new());
-        Self { now, tables, paused: vec![false; count], links, on_its_way, frames: 0, bytes: 0 }
+        let paused = vec![false; count];
+        Self { now, tables, paused, links, on_its_way, frames: 0, bytes: 0, digests: 0, lies: false }
     }
 
     /// Every member looks for others.
@@ -84,7 +91,11 @@ impl Net {
                     if self.paused[from.0] {
                         continue;
                     }
-                    while let Some(frame) = self.tables[from.0].next_frame(from.1, self.now) {
+                    while let Some(mut frame) = self.tables[from.0].next_frame(from.1, self.now) {
+                        self.digests += usize::from(matches!(frame, Frame::Pulse { full: true, .. }));
+                        if let (true, Frame::Summary { sum, .. }) = (self.lies, &mut frame) {
+                            *sum = self.tables[to.0].summary();
+                        }
                         let mut out = BytesMut::new();
                         frame.encode(&mut out);
                         self.frames += 1;
@@ -97,6 +108,7 @@ impl Net {
             let (later, arriving): (VecDeque<_>, VecDeque<_>) =
                 self.on_its_way.drain(..).partition(|(end, _)| self.paused[end.0]);
             self.on_its_way = later;
+            self.tables.iter_mut().for_each(|table| drop(table.take_bells()));
             if arriving.is_empty() {
                 return;
             }
@@ -141,17 +153,22 @@ impl Net {
     fn forge(&mut self, from: usize, to: usize, frame: &Frame) {
         let ends = self.links.iter().flat_map(|(a, b)| [(*a, *b), (*b, *a)]);
         let (_, end) = ends.into_iter().find(|(a, b)| (a.0, b.0) == (from, to)).unwrap();
-        let mut out = BytesMut::new();
-        frame.encode(&mut out);
-        self.tables[end.0].receive(end.1, out.split_off(4).freeze(), self.now).unwrap();
+        self.tables[end.0].receive(end.1, bytes_of(frame), self.now).unwrap();
         self.settle();
     }
 }
 
-fn change(owner: u64, incarnation: u64, to: u64, beat: u64, put: Vec<Put>) -> Change {
-    Change { owner, incarnation, beat, from: 0, to, gone: false, put, freed: Vec::new() }
+/// As it travels.
+fn bytes_of(frame: &Frame) -> Bytes {
+    let mut out = BytesMut::new();
+    frame.encode(&mut out);
+    out.split_off(4).freeze()
 }
 
-fn tier(net: &Net, table: usize, role: &str) -> Option<Tier> {
+fn change(owner: u64, incarnation: u64, to: u64, beat: u64, put: Vec<Put>) -> Change {
+    Change { owner, incarnation, beat, from: 0, to, gone: false, put, freed: Vec::new(), why: Vec::new() }
+}
+
+fn tier(net: &mut Net, table: usize, role: &str) -> Option<Tier> {
     net.tables[table].endpoints(&Query::parse(role).unwrap()).first().map(|endpoint| endpoint.tier)
 }

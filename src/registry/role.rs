@@ -1,21 +1,25 @@
 //! Roles and how they are asked for: `calc`, `calc@1.2.3`, `calc@^1.2`.
 //!
-//! Owns the grammar of both. It must never know where records come from. Look next at `table.rs` for who asks.
+//! Owns the grammar of both. It must never know where records or instances come from. Look next at `versions.rs` and
+//! `manifest/table/` for who asks.
 
 use semver::{Version, VersionReq};
 
-use crate::registry::{RegistryError, check_service_name};
+use super::{RegistryError, check_service_name};
+
+/// The key of an instance's meta under which its version stands.
+pub(crate) const VERSION: &str = "version";
 
 /// A role taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Role<'a> {
-    pub(super) name: &'a str,
-    pub(super) version: Option<Version>,
+pub(crate) struct Role<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) version: Option<Version>,
 }
 
 impl<'a> Role<'a> {
     /// The role of a record: its version is behind an `@`, or else in what it says beside.
-    pub(super) fn of(service: &'a str, beside: Option<&str>) -> Self {
+    pub(crate) fn of(service: &'a str, beside: Option<&str>) -> Self {
         let split = service.split_once('@').filter(|(name, _)| !name.is_empty());
         match split.and_then(|(name, version)| Some((name, Version::parse(version).ok()?))) {
             Some((name, version)) => Self { name, version: Some(version) },
@@ -24,13 +28,33 @@ impl<'a> Role<'a> {
     }
 }
 
+/// Whether a program may register this role. A part of a version, as in `calc@1`, is a question and no answer: it would be a role
+/// without a version, which no range finds.
+#[cfg(feature = "manifest")]
+pub(super) fn check(role: &str) -> Result<(), RegistryError> {
+    let Some((name, version)) = role.split_once('@').filter(|(name, _)| !name.is_empty()) else { return Ok(()) };
+    let bare = version.strip_prefix('v').unwrap_or(version);
+    let core = bare.split(['-', '+']).next().unwrap_or(bare);
+    let is_number =
+        |part: &str| matches!(part, "x" | "X") || !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let is_meant = core.starts_with(|c: char| c.is_ascii_digit())
+        && core.split('.').count() <= 3
+        && core.split('.').all(is_number);
+    if !is_meant || Version::parse(version).is_ok() || role.len() > MAX_QUERY {
+        return Ok(());
+    }
+    Err(RegistryError::Invalid(format!(
+        "role {role:?}: what is registered has a whole version, as in {name}@1.0.0; {version:?} is no semantic version"
+    )))
+}
+
 /// Which roles are wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Query {
+pub(crate) struct Query {
     /// What was asked for, which also finds the role that is called exactly so.
-    pub(super) text: String,
+    pub(crate) text: String,
     /// The role's name.
-    pub(super) name: String,
+    pub(crate) name: String,
     wanted: Wanted,
 }
 
@@ -48,16 +72,10 @@ const MAX_QUERY: usize = 256;
 
 impl Query {
     /// Reads `name`, `name@version` or `name@range`.
-    pub(super) fn parse(text: &str) -> Result<Self, RegistryError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, RegistryError> {
         let whole = |name: &str, wanted| Self { text: text.to_owned(), name: name.to_owned(), wanted };
-        let refuse = || {
-            let shown: String = text.chars().take(64).collect();
-            RegistryError::Invalid(format!(
-                "{shown:?} is neither a role, nor a role with a version or a range behind an @, as in calc@^1.2"
-            ))
-        };
         if text.len() > MAX_QUERY {
-            return Err(refuse());
+            return Err(refused(text));
         }
         let Some((name, version)) = text.split_once('@').filter(|(name, _)| !name.is_empty()) else {
             return check_service_name(text).map(|()| whole(text, Wanted::Any));
@@ -68,12 +86,22 @@ impl Query {
         }
         match VersionReq::parse(version) {
             Ok(range) => Ok(whole(name, Wanted::Range(range))),
-            Err(_) => check_service_name(text).map(|()| whole(name, Wanted::Nothing)).map_err(|_| refuse()),
+            Err(_) => check_service_name(text).map(|()| whole(name, Wanted::Nothing)).map_err(|_| refused(text)),
         }
     }
 
+    /// The same, but an @ always has a version or a range behind it.
+    pub(crate) fn parse_version(text: &str) -> Result<Self, RegistryError> {
+        Self::parse(text).and_then(|query| if query.wanted == Wanted::Nothing { Err(refused(text)) } else { Ok(query) })
+    }
+
+    /// Whether every version is wanted.
+    pub(crate) fn is_any(&self) -> bool {
+        self.wanted == Wanted::Any
+    }
+
     /// Whether this is one of those that are wanted.
-    pub(super) fn matches(&self, service: &str, beside: Option<&str>) -> bool {
+    pub(crate) fn matches(&self, service: &str, beside: Option<&str>) -> bool {
         if service == self.text {
             return true;
         }
@@ -86,6 +114,13 @@ impl Query {
                 (Wanted::Nothing, _) | (_, None) => false,
             }
     }
+}
+
+fn refused(text: &str) -> RegistryError {
+    let shown: String = text.chars().take(64).collect();
+    RegistryError::Invalid(format!(
+        "{shown:?} is neither a name, nor a name with a version or a range behind an @, as in calc@1.2.3 or calc@^1.2"
+    ))
 }
 
 #[cfg(test)]
@@ -112,6 +147,17 @@ mod tests {
         assert!(!finds("calc@^1", "calc@1.3.0-alpha"), "a range does not reach into what is not released yet");
     }
 
+    #[cfg(feature = "manifest")]
+    #[test]
+    fn a_part_of_a_version_cannot_be_registered() {
+        for role in ["calc@1", "calc@1.2", "calc@v1.2.3", "calc@1.x", "calc@01.2.3", "calc@1.2-alpha"] {
+            assert!(check(role).unwrap_err().to_string().contains("calc@1.0.0"), "{role}");
+        }
+        for role in ["calc", "calc@1.2.3", "calc@1.2.3-alpha.1+7", "mail@work", "proxy@10.0.0.1", "@1", "calc@"] {
+            check(role).unwrap();
+        }
+    }
+
     #[test]
     fn what_is_no_question_is_refused() {
         for query in ["", "a b", "a/b", "calc@^", "calc@>>1", "@1.2.3 x", &"x".repeat(MAX_QUERY + 1)] {
@@ -119,5 +165,6 @@ mod tests {
         }
         assert!(Query::parse(&format!("{}@{}", "x".repeat(128), "*")).is_ok());
         assert!(Query::parse(&"x".repeat(129)).is_err());
+        assert!(Query::parse("mail@work").is_ok() && Query::parse_version("mail@work").is_err());
     }
 }

@@ -1,0 +1,354 @@
+//! How many connections a client has to one server: one as long as that does, one more where calls had to wait for a place.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod support;
+
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::future::join_all;
+use picom::balance::{Circuit, EndpointState};
+use picom::registry::Fixed;
+use picom::{Builder, Code, Context, Methods, Picom, Status, args};
+use support::eventually;
+use support::nodes::{Pair, SERVICE, pair_with};
+use support::peer::{CALL, DRAIN, Hello, Scripted, frame, idle};
+use support::proxy::Proxy;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+
+/// Open calls that a connection may have, unless a test says otherwise: the default.
+const CALLS: usize = 1_024;
+
+/// A server whose calls of `hold` end when they may, behind a proxy that counts connections.
+struct Scene {
+    _pair: Pair,
+    proxy: Proxy,
+    client: Picom,
+    running: Arc<AtomicUsize>,
+    /// The most that ran at once.
+    most: Arc<AtomicUsize>,
+    may_end: Arc<Semaphore>,
+}
+
+impl Scene {
+    async fn new(server: impl FnOnce(Builder) -> Builder, client: impl FnOnce(Builder) -> Builder) -> Self {
+        let (running, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let may_end = Arc::new(Semaphore::new(0));
+        let (now, peak, wait) = (Arc::clone(&running), Arc::clone(&most), Arc::clone(&may_end));
+        let methods = Methods::new()
+            .unary("hold", move |_cx: Context, (): ()| {
+                let (now, peak, wait) = (Arc::clone(&now), Arc::clone(&peak), Arc::clone(&wait));
+                async move {
+                    peak.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    wait.acquire().await.map_err(|_| Status::internal("gone"))?.forget();
+                    now.fetch_sub(1, Ordering::SeqCst);
+                    Ok::<_, Status>(7u64)
+                }
+            })
+            .unary("quick", |_cx: Context, (): ()| async move { Ok::<_, Status>(7u64) });
+        let pair = pair_with(methods, server, |client| client).await;
+        let proxy = Proxy::start(pair.exposed.local_addr()).await;
+        let client = self::client(client, &[proxy.addr.to_string()]);
+        Self { _pair: pair, proxy, client, running, most, may_end }
+    }
+
+    /// So many calls at once, each from a task of its own.
+    fn hold(&self, calls: usize) -> JoinSet<Result<u64, Status>> {
+        (0..calls).map(|_| self.client.fetch::<u64>(SERVICE, "hold", ()).retries(0).into_future()).collect()
+    }
+
+    fn running(&self) -> usize {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    async fn until_running(&self, calls: usize) {
+        eventually(&format!("{calls} calls run"), async || self.running() == calls).await;
+    }
+
+    /// Lets all of these end, well.
+    async fn finish(&self, calls: JoinSet<Result<u64, Status>>) {
+        self.may_end.add_permits(calls.len());
+        for result in calls.join_all().await {
+            assert_eq!(result.expect("a call that has or gets a place succeeds"), 7);
+        }
+    }
+
+    async fn quick(&self) {
+        assert_eq!(self.client.fetch::<u64>(SERVICE, "quick", ()).await.unwrap(), 7);
+    }
+
+    fn state(&self) -> EndpointState {
+        self.client.channel(SERVICE).endpoints().pop().expect("there is one")
+    }
+}
+
+fn client(options: impl FnOnce(Builder) -> Builder, addrs: &[String]) -> Picom {
+    options(Picom::builder("caller").registry(Fixed::new([(SERVICE, addrs)]))).build().unwrap()
+}
+
+#[tokio::test]
+async fn one_call_too_many_gets_one_more_connection_and_waits_where_there_may_be_but_one() {
+    for (most, calls, connections, run) in
+        [(2, CALLS, 1, CALLS), (2, CALLS + 1, 2, CALLS + 1), (1, CALLS + 1, 1, CALLS), (4, 3 * CALLS, 3, 3 * CALLS)]
+    {
+        let scene = Scene::new(|server| server, |client| client.max_connections_per_endpoint(most)).await;
+        let held = scene.hold(calls);
+        scene.until_running(run).await;
+        let known = scene.state();
+        assert_eq!(scene.proxy.connections(), connections, "{calls} calls, at most {most} connections: {known:?}");
+        assert_eq!(known.connections, connections, "{known:?}");
+        if run < calls {
+            // One ends, and the one that waited takes its place.
+            scene.may_end.add_permits(1);
+            scene.until_running(run).await;
+        }
+        scene.finish(held).await;
+        assert_eq!(scene.most.load(Ordering::SeqCst), run);
+        println!("{calls} calls at once with at most {most} connections: {run} ran at once, on {connections}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_sees_no_more_connections_than_there_may_be_and_the_rest_of_the_calls_waits() {
+    const MOST: usize = 3;
+    let scene = Scene::new(|server| server.max_calls(8), |client| client.max_connections_per_endpoint(MOST)).await;
+    let held = scene.hold(100);
+    scene.until_running(8 * MOST).await;
+    let mut given_up = scene.hold(10);
+    given_up.shutdown().await;
+    scene.finish(held).await;
+    assert_eq!(scene.most.load(Ordering::SeqCst), 8 * MOST, "each connection has its limit, and all of it is used");
+    assert_eq!(scene.proxy.connections(), MOST);
+    scene.quick().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ordinary_load_stays_on_one_connection() {
+    let scene = Scene::new(|server| server, |client| client).await;
+    let callers = (0..64).map(|_| async {
+        for _ in 0..10_000 / 64 {
+            scene.quick().await;
+        }
+    });
+    join_all(callers).await;
+    assert_eq!((scene.proxy.connections(), scene.state().connections), (1, 1));
+}
+
+/// All who wait must not wake for each call that ends.
+#[tokio::test]
+async fn ten_thousand_calls_at_once_on_one_connection_all_have_their_turn() {
+    let scene = Scene::new(|server| server, |client| client.max_connections_per_endpoint(1)).await;
+    let (begun, held) = (std::time::Instant::now(), scene.hold(10_000));
+    scene.until_running(CALLS).await;
+    timeout(support::PATIENCE, scene.finish(held)).await.expect("they take turns");
+    println!("10,000 calls, {CALLS} at a time, took {:?}", begun.elapsed());
+    assert_eq!(scene.proxy.connections(), 1);
+}
+
+/// In time that passes only while everybody waits.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_not_needed_any_more_closes_while_the_other_one_is_used() {
+    let scene = Scene::new(|server| server.max_calls(4), |client| client).await;
+    for round in 1..=2 {
+        let held = scene.hold(7);
+        scene.until_running(7).await;
+        assert_eq!(scene.state().connections, 2, "round {round}");
+        scene.finish(held).await;
+        for second in (0..300).step_by(10) {
+            let connections = scene.state().connections;
+            assert!(connections == 2 || second > 200, "{connections} connections after {second} s of little to do");
+            scene.quick().await;
+            sleep(Duration::from_secs(10)).await;
+        }
+        assert_eq!(scene.state().connections, 1, "round {round}");
+        assert_eq!(scene.proxy.connections(), 1 + round, "one more was made in each round");
+    }
+}
+
+/// A peer that takes so many calls on each connection, answers those of the first when it may, and does with the others as told.
+struct TwoFaced {
+    peer: Scripted,
+    may_answer: Arc<Notify>,
+    may_end: Arc<Notify>,
+    /// Calls that came.
+    came: Arc<AtomicUsize>,
+}
+
+/// What becomes of the second connection.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Second {
+    Dies,
+    /// And the first one with it.
+    DiesWithFirst,
+    Drains,
+}
+
+impl TwoFaced {
+    async fn new(second: Second) -> Self {
+        let (may_answer, may_end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let came = Arc::<AtomicUsize>::default();
+        let (answer, end, count) = (Arc::clone(&may_answer), Arc::clone(&may_end), Arc::clone(&came));
+        let peer = Scripted::start(move |mut peer, number| {
+            let (answer, end, came) = (Arc::clone(&answer), Arc::clone(&end), Arc::clone(&count));
+            async move {
+                peer.greet(&Hello { max_calls: 2, ..Hello::server(SERVICE) }).await;
+                if number > 0 {
+                    let call = peer.next(CALL).await;
+                    came.fetch_add(1, Ordering::SeqCst);
+                    end.notified().await;
+                    if second == Second::Drains {
+                        peer.send(&frame(DRAIN, 0, 0, &1u64.to_be_bytes())).await;
+                        peer.answer(call.stream, &[1]).await;
+                        peer.rest().await;
+                    }
+                    return;
+                }
+                let calls = [peer.next(CALL).await, peer.next(CALL).await];
+                came.fetch_add(2, Ordering::SeqCst);
+                answer.notified().await;
+                if second == Second::DiesWithFirst {
+                    return;
+                }
+                for call in calls {
+                    peer.answer(call.stream, &[0]).await;
+                }
+                while let Some(call) = peer.frame().await {
+                    if call.kind == CALL {
+                        peer.answer(call.stream, &[0]).await;
+                    }
+                }
+            }
+        })
+        .await;
+        Self { peer, may_answer, may_end, came }
+    }
+
+    /// Two calls on the first connection and one on the second.
+    async fn calls(&self, client: &Picom) -> (Vec<JoinHandle<Result<u64, Status>>>, JoinHandle<Result<u64, Status>>) {
+        let call = || {
+            let call = client.fetch::<u64>(SERVICE, "any", ()).on(self.peer.addr).retries(0).into_future();
+            tokio::spawn(call)
+        };
+        let came = |calls| async move || self.came.load(Ordering::SeqCst) == calls;
+        let first = vec![call(), call()];
+        eventually("both have come", came(2)).await;
+        let third = call();
+        eventually("the third has come, on one more connection", came(3)).await;
+        (first, third)
+    }
+}
+
+fn state(client: &Picom, addr: std::net::SocketAddr) -> EndpointState {
+    client.channel(SERVICE).endpoints().into_iter().find(|state| state.endpoint.addr == addr).expect("it is listed")
+}
+
+/// Beside it one that is well, because of a lone endpoint nothing is counted.
+async fn beside(peer: &TwoFaced) -> (Picom, Scene) {
+    let other = Scene::new(|server| server, |client| client).await;
+    let addrs = [peer.peer.addr.to_string(), other.proxy.addr.to_string()];
+    (client(|client| client.max_connections_per_endpoint(2), &addrs), other)
+}
+
+#[tokio::test]
+async fn one_connection_that_is_lost_fails_no_calls_on_the_other_and_nothing_is_held_against_the_server() {
+    let peer = TwoFaced::new(Second::Dies).await;
+    let (client, _other) = beside(&peer).await;
+    let (first, third) = peer.calls(&client).await;
+    peer.may_end.notify_one();
+    let lost = timeout(support::PATIENCE, third).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(lost.code(), Code::Unavailable, "{lost}");
+    let known = state(&client, peer.peer.addr);
+    assert_eq!((known.connections, known.circuit), (1, Circuit::Closed), "{known:?}");
+    peer.may_answer.notify_one();
+    for call in first {
+        assert_eq!(call.await.unwrap().expect("its connection is there"), 0);
+    }
+    assert_eq!(client.fetch::<u64>(SERVICE, "any", ()).on(peer.peer.addr).await.unwrap(), 0);
+    assert_eq!(peer.peer.accepted(), 2, "no other one was needed");
+}
+
+#[tokio::test]
+async fn all_connections_of_a_server_that_dies_are_one_failure() {
+    let peer = TwoFaced::new(Second::DiesWithFirst).await;
+    let (client, _other) = beside(&peer).await;
+    let (first, third) = peer.calls(&client).await;
+    peer.may_end.notify_one();
+    peer.may_answer.notify_one();
+    for call in first.into_iter().chain([third]) {
+        assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Unavailable);
+    }
+    let known = state(&client, peer.peer.addr);
+    // Twice as long would be two.
+    assert!(matches!(known.circuit, Circuit::Resting(left) if left <= Duration::from_millis(50)), "{known:?}");
+    assert_eq!(known.connections, 0);
+}
+
+#[tokio::test]
+async fn a_connection_that_drains_is_left_for_the_other() {
+    let peer = TwoFaced::new(Second::Drains).await;
+    let (client, _other) = beside(&peer).await;
+    let (first, third) = peer.calls(&client).await;
+    peer.may_end.notify_one();
+    assert_eq!(third.await.unwrap().expect("it was accepted before"), 1);
+    eventually("it is left", async || state(&client, peer.peer.addr).connections == 1).await;
+    peer.may_answer.notify_one();
+    for call in first {
+        assert_eq!(call.await.unwrap().unwrap(), 0);
+    }
+    for _ in 0..3 {
+        assert_eq!(client.fetch::<u64>(SERVICE, "any", ()).on(peer.peer.addr).await.unwrap(), 0);
+    }
+    let known = state(&client, peer.peer.addr);
+    assert_eq!((peer.peer.accepted(), known.circuit), (2, Circuit::Closed), "{known:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_reads_nothing_gets_no_more_connections_to_read_nothing_from() {
+    let deaf = Scripted::start(|mut peer, _| async move {
+        peer.greet(&Hello { max_calls: 60_000, ..Hello::server(SERVICE) }).await;
+        idle(peer).await;
+    })
+    .await;
+    let client = client(|client| client, &[deaf.addr.to_string()]);
+    let argument = "x".repeat(3_800);
+    let call = |_| {
+        let call = client.fetch::<u64>(SERVICE, "any", args! { argument: argument.clone() });
+        call.timeout(Duration::from_secs(2)).into_future()
+    };
+    // More than the socket and the queue in front of it hold, and all made long before the first is over.
+    let errors: Vec<_> = join_all((0..2_500).map(call)).await.into_iter().map(Result::unwrap_err).collect();
+    let waited = errors.iter().filter(|error| error.message().contains("limit of open calls")).count();
+    println!("{waited} of 2,500 calls waited for a place");
+    assert!(waited > 0, "all calls found a place, so this shows nothing");
+    assert_eq!(deaf.accepted(), 1);
+}
+
+/// In time that passes only while everybody waits.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_takes_no_more_connections_is_not_asked_for_them_all_the_time() {
+    let scene = Scene::new(|server| server.max_calls(2).max_connections_per_peer(1), |client| client).await;
+    let held = scene.hold(2);
+    scene.until_running(2).await;
+    let waiting = scene.hold(5);
+    eventually("one more was tried", async || scene.proxy.connections() == 2).await;
+    let mut more = Vec::new();
+    for _ in 0..9 {
+        sleep(Duration::from_secs(1)).await;
+        more.push(scene.hold(1));
+        assert_eq!(scene.proxy.connections(), 2, "it was asked again too soon");
+    }
+    // Those who wait need no newcomer for that.
+    eventually("it is asked again", async || scene.proxy.connections() == 3).await;
+    let known = scene.state();
+    assert_eq!((known.connections, known.circuit), (1, Circuit::Closed), "{known:?}");
+    assert_eq!(scene.running(), 2, "the others wait for a place");
+    scene.may_end.add_permits(100);
+    for calls in [held, waiting].into_iter().chain(more) {
+        scene.finish(calls).await;
+    }
+}

@@ -1,0 +1,176 @@
+//! Three times the calls that a processor can serve, with the service in a process that has one processor for itself.
+//!
+//! Owns only a test; it is a row of `docs/faults.md` and prints its figure. Look next at `overload.rs` for the rest, within one
+//! process.
+#![cfg(all(target_os = "linux", feature = "consul", feature = "macros"))]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod support;
+
+use std::future::IntoFuture;
+use std::io::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::future::join_all;
+use picom::{Code, Execution, Status};
+use support::client;
+use support::consul::{Agent, on_path};
+use support::fault::Row;
+use support::load::percentile;
+use support::process::{self, Process, SERVICE, Setup};
+use support::scene::{Stalls, lasts};
+use support::work::{Journal, WorkClient};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+/// What a call needs of the processor, in microseconds.
+const WORK: u64 = 2_000;
+const DEADLINE: Duration = Duration::from_millis(500);
+/// What is left out at the beginning of the overload.
+const ONSET: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_process_of_its_own() {
+    process::main_if_asked();
+}
+
+/// One call and what became of it.
+struct Outcome {
+    id: u64,
+    at: Duration,
+    took: Duration,
+    error: Option<Status>,
+}
+
+/// So many calls a second, whatever becomes of them.
+async fn open_loop(client: &WorkClient, first: u64, per_second: f64, time: Duration) -> Vec<Outcome> {
+    let (begun, mut calls) = (Instant::now(), JoinSet::new());
+    let mut ticks = interval(Duration::from_secs_f64(1.0 / per_second));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    for id in first.. {
+        ticks.tick().await;
+        if begun.elapsed() >= time {
+            break;
+        }
+        let call = client.burn(id, WORK).timeout(DEADLINE).retries(0).into_future();
+        calls.spawn(async move {
+            let asked = Instant::now();
+            let error = call.await.err();
+            Outcome { id, at: asked - begun, took: asked.elapsed(), error }
+        });
+    }
+    calls.join_all().await
+}
+
+/// Calls a second that are answered when so many callers make one after the other.
+async fn closed_loop(client: &WorkClient, callers: u64, time: Duration) -> f64 {
+    let (begun, served) = (Instant::now(), AtomicUsize::new(0));
+    let caller = |caller: u64| {
+        let served = &served;
+        async move {
+            while begun.elapsed() < time {
+                client.burn(u64::MAX - caller, WORK).await.unwrap();
+                served.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    };
+    join_all((0..callers).map(caller)).await;
+    served.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64()
+}
+
+fn goodput(outcomes: &[Outcome], from: Duration, to: Duration) -> f64 {
+    let good = outcomes.iter().filter(|call| call.error.is_none() && call.at >= from && call.at < to);
+    good.count() as f64 / (to - from).as_secs_f64()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "wants two processors for itself"]
+async fn at_three_times_what_a_processor_can_do_it_goes_on_doing_nearly_as_much() {
+    let two = std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
+    let Some(taskset) = on_path("taskset").filter(|_| two) else {
+        let _ =
+            writeln!(std::io::stderr(), "\nSKIPPED: no taskset, or only one processor, so nobody had one for itself\n");
+        return;
+    };
+    let Some(agent) = Agent::start().await else { return };
+    let journal = Journal::new();
+    let mut setup = Setup::new(&agent, Duration::from_secs(30), journal.path());
+    setup.through = vec![taskset.display().to_string(), "-c".into(), "0".into()];
+    let process = Process::start(&setup).await;
+    // The caller keeps to the other one.
+    let stalls = Stalls::watch();
+    let own = std::process::id().to_string();
+    let kept = std::process::Command::new(taskset).args(["-a", "-c", "-p", "1", &own]).output().unwrap();
+    assert!(kept.status.success(), "{kept:?}");
+    let node = client(&agent);
+    let client: WorkClient = node.client(SERVICE);
+
+    closed_loop(&client, 4, Duration::from_secs(1)).await;
+    // Others use the machine too, so that what counts is what the service makes of the time that it gets.
+    let (begun, before) = (Instant::now(), process.processor_time());
+    let peak = closed_loop(&client, 8, Duration::from_secs(4)).await;
+    let elapsed = begun.elapsed();
+    let peak_used = (process.processor_time() - before).as_secs_f64() / elapsed.as_secs_f64();
+    let time = Duration::from_secs(8);
+    let load = open_loop(&client, 0, 3.0 * peak, time);
+    // The service needs a moment to find out.
+    let measured = async {
+        lasts(ONSET).await;
+        let (begun, before) = (Instant::now(), process.processor_time());
+        lasts(time - ONSET).await;
+        (process.processor_time() - before).as_secs_f64() / begun.elapsed().as_secs_f64()
+    };
+    let (outcomes, used) = tokio::join!(load, measured);
+    for second in 0..time.as_secs() {
+        let of = |fits: &dyn Fn(&Status) -> bool| {
+            let here = outcomes.iter().filter(|call| call.at.as_secs() == second);
+            here.filter(|call| call.error.as_ref().is_some_and(fits)).count()
+        };
+        println!(
+            "second {second}: {:.0} answered, {} refused, {} late",
+            goodput(&outcomes, Duration::from_secs(second), Duration::from_secs(second + 1)),
+            of(&|error| error.code() == Code::ResourceExhausted),
+            of(&|error| error.code() == Code::DeadlineExceeded),
+        );
+    }
+    let made = outcomes.len() as f64 / time.as_secs_f64();
+    assert!(made > 2.7 * peak, "this machine made only {made:.0} calls a second, of {:.0}", 3.0 * peak);
+    let good = goodput(&outcomes, ONSET, time);
+    let share = 100.0 * (good / used) / (peak / peak_used);
+    let calm = open_loop(&client, 10_000_000, 0.7 * peak, Duration::from_secs(3)).await;
+    let last = calm.iter().filter(|call| call.error.is_some()).map(|call| call.at).max().unwrap_or_default();
+
+    let stall = stalls.bearable(Duration::from_millis(300));
+    let runs = journal.read();
+    let refused: Vec<_> = outcomes
+        .iter()
+        .filter(|call| call.error.as_ref().is_some_and(|error| error.code() == Code::ResourceExhausted))
+        .collect();
+    let ran = refused
+        .iter()
+        .filter(|call| runs.contains_key(&call.id) || call.error.as_ref().unwrap().execution() != Execution::Never);
+    let ran = ran.count();
+    // The others were held back by the caller's own throttle.
+    let sent = |call: &&&Outcome| call.error.as_ref().unwrap().attempts() > 0;
+    let mut times: Vec<_> = refused.iter().filter(|call| call.at >= ONSET).filter(sent).map(|call| call.took).collect();
+    times.sort();
+    let here = refused.iter().filter(|call| !sent(call)).count();
+    assert!(times.len() > 500, "only {} calls were refused: this was no overload", times.len());
+    let late = outcomes.iter().filter(|call| call.error.is_some()).count() - refused.len();
+    Row::new(26, "three times what the one processor of a service can do")
+        .at_least("goodput in % of the peak, for the same time of the processor", share, 90.0)
+        .at_most("refused calls that ran", ran, 0)
+        .at_most("last failure after the overload", last, Duration::from_secs(10))
+        .also("refusals: p50", percentile(&times, 50))
+        .also("p99", percentile(&times, 99))
+        .also("goodput in % of the peak", 100.0 * good / peak)
+        .also("of that in the first second", 100.0 * goodput(&outcomes, Duration::ZERO, ONSET) / peak)
+        .also("peak a second", peak)
+        .also("shares of the processor", (peak_used, used))
+        .also("refused by the service", refused.len() - here)
+        .also("held back by the caller", here)
+        .also("over their deadline of 500 ms", late)
+        .also("longest time in which the caller did not run", stall)
+        .finish();
+}
