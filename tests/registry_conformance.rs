@@ -315,7 +315,7 @@ impl Kit for InSimulation {
     }
 
     async fn view(&self) -> Arc<dyn Registry> {
-        Arc::new(self.0.view(Duration::from_millis(100), |_| {}))
+        Arc::new(self.0.view(Duration::from_millis(100), |_, _| {}))
     }
 }
 

@@ -60,7 +60,7 @@ impl Agent for Simulated {
     }
 
     fn view(&self) -> Arc<dyn Registry> {
-        Arc::new(self.0.view(GRACE, |_| {}))
+        Arc::new(self.0.view(GRACE, |_, _| {}))
     }
 
     fn kill(&mut self) {

@@ -174,7 +174,7 @@ impl Dispatch {
         };
         let Some(future) = start.handler(&self.assembly) else { return };
         callee.calls = (callee.calls + 1) % SAMPLE;
-        let measured = (callee.calls == 0).then(std::time::Instant::now);
+        let measured = (callee.calls == 0).then(Instant::now);
         if measured.is_none() && callee.heavy > 0 {
             callee.heavy -= 1;
             let mut running = running;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::net::Host;
+use super::net::{Death, Host};
 
 /// Faults begin within this time, in milliseconds.
 const SPAN: u64 = 8000;
@@ -15,10 +15,12 @@ const SPAN: u64 = 8000;
 pub(super) enum Fault {
     /// Nothing passes in one direction.
     Block { from: Host, to: Host, time: Duration },
-    /// A server dies without a word; silently if its host is gone with it.
-    Crash { host: Host, silently: bool },
+    /// What goes to and from a host takes so much longer.
+    Slow { host: Host, more: Duration, time: Duration },
+    /// A server dies without a word.
+    Crash { host: Host, death: Death },
     /// A client dies.
-    Vanish { client: Host, silently: bool },
+    Vanish { client: Host, death: Death },
     /// One that is dead, or has ended, comes back as another incarnation.
     Restart { host: Host, same_port: bool },
     /// A server leaves in good order.
@@ -51,7 +53,7 @@ impl Faults {
             let (server, client) =
                 (rng.choice(&servers).copied().unwrap_or(0), rng.choice(&clients).copied().unwrap_or(0));
             let anybody = if rng.bool() { server } else { client };
-            match rng.u8(..12) {
+            match rng.u8(..13) {
                 0 => script.push((at, Fault::Block { from: server, to: client, time })),
                 1 => script.push((at, Fault::Block { from: client, to: server, time })),
                 2 => {
@@ -59,7 +61,7 @@ impl Faults {
                     script.push((at, Fault::Block { from: client, to: server, time }));
                 }
                 3 | 4 => {
-                    script.push((at, Fault::Crash { host: server, silently: rng.bool() }));
+                    script.push((at, Fault::Crash { host: server, death: death(rng) }));
                     script.push((at + time, Fault::Restart { host: server, same_port: rng.bool() }));
                 }
                 5 => {
@@ -89,13 +91,21 @@ impl Faults {
                     }
                     _ => script.push((at, Fault::Lag { host: client, lag: time.min(Duration::from_secs(4)) })),
                 },
-                10 => script.push((at, Fault::Vanish { client, silently: rng.bool() })),
+                10 => script.push((at, Fault::Vanish { client, death: death(rng) })),
+                11 => {
+                    let more = Duration::from_millis(rng.choice([100, 700, 3500]).unwrap_or(100));
+                    script.push((at, Fault::Slow { host: anybody, more, time }));
+                }
                 _ => script.push((at, Fault::Reset { which: rng.usize(..4) })),
             }
         }
         script.sort_by_key(|(at, _)| *at);
         Self(script.into_iter())
     }
+}
+
+fn death(rng: &mut Rng) -> Death {
+    rng.choice([Death::Killed, Death::Reset, Death::Silent]).unwrap_or(Death::Killed)
 }
 
 impl Iterator for Faults {

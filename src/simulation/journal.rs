@@ -1,23 +1,62 @@
 //! What happened in a world, and what must never have.
 //!
 //! Owns the log, the record of what ran where, what each client's list says, and the violations. It must never change what
-//! happens. Look next at [`super::work`] for the calls that are judged here.
+//! happens. Look next at [`super::work`] for the calls that are judged here, and at [`super::flaws`], which shows that they are.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::net::Pid;
+use super::world::PROCESSES;
 use crate::registry::{Endpoint, Endpoints, Freshness};
 use crate::{Code, Execution, Status};
 
 /// For how long one that the list does not offer any more may still be used.
-const REMOVED_LIMIT: Duration = Duration::from_secs(1);
+pub(super) const REMOVED_LIMIT: Duration = Duration::from_secs(1);
+/// The first number of a call that no client had planned.
+const UNPLANNED: CallId = 1_000_000;
 
 /// A call by its number in the world.
 pub(super) type CallId = u64;
+
+/// A process, as long as it lives.
+pub(super) struct Life {
+    pub(super) pid: Pid,
+    /// Where it serves; 0 if it does not.
+    pub(super) port: u16,
+    dead: AtomicBool,
+}
+
+impl Life {
+    pub(super) fn new(pid: Pid, port: u16) -> Arc<Self> {
+        Arc::new(Self { pid, port, dead: AtomicBool::new(false) })
+    }
+
+    pub(super) fn ends(&self) {
+        self.dead.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.dead.load(Ordering::Relaxed)
+    }
+}
+
+/// What is known of a call when it begins.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// Who calls.
+    pub(super) from: Pid,
+    pub(super) idempotent: bool,
+    /// How much time it has.
+    pub(super) limit: Option<Duration>,
+    /// How often it may run at most, if it is idempotent.
+    pub(super) most: usize,
+}
 
 /// The book of one world.
 pub(super) struct Journal {
@@ -30,17 +69,19 @@ pub(super) struct Book {
     pub(super) log: Vec<String>,
     pub(super) violations: Vec<String>,
     calls: BTreeMap<CallId, Entry>,
+    unplanned: u64,
     /// Since when an address is not offered to its client any more.
     removed: BTreeMap<SocketAddr, Instant>,
-    listed: BTreeMap<u16, (Vec<SocketAddr>, String)>,
+    listed: BTreeMap<(Pid, String), (Vec<SocketAddr>, String)>,
 }
 
 struct Entry {
-    idempotent: bool,
-    from: u16,
+    terms: Terms,
     began: Instant,
     /// The ports of those who ran it.
     ran: Vec<u16>,
+    /// How often it ran to its end.
+    finished: usize,
     said: Option<Option<Execution>>,
 }
 
@@ -64,7 +105,7 @@ impl Journal {
     }
 
     /// A client has another list.
-    pub(super) fn listed(&self, client: u16, list: &Endpoints) {
+    pub(super) fn listed(&self, client: Pid, service: &str, list: &Endpoints) {
         let now = Instant::now();
         // Of the others it knows, but not as anybody to call.
         let usable: Vec<_> = list.usable().iter().map(|endpoint| endpoint.addr).collect();
@@ -73,16 +114,17 @@ impl Journal {
         };
         let entries: Vec<_> = list.endpoints.iter().map(entry).collect();
         let stale = if list.freshness == Freshness::Live { "" } else { ", stale" };
-        let shown = format!("client {client} lists {entries:?}{stale}");
+        let shown = format!("{client} lists as {service} {entries:?}{stale}");
         let mut book = self.book();
         let Book { listed, removed, .. } = &mut *book;
-        let (before, shown_before) = listed.remove(&client).unwrap_or_default();
+        let key = (client, service.to_owned());
+        let (before, shown_before) = listed.remove(&key).unwrap_or_default();
         let is_news = shown != shown_before;
         for gone in before.into_iter().filter(|addr| !usable.contains(addr)) {
             removed.insert(gone, now);
         }
         removed.retain(|addr, _| !usable.contains(addr));
-        listed.insert(client, (usable, shown.clone()));
+        listed.insert(key, (usable, shown.clone()));
         drop(book);
         if is_news {
             self.note(shown);
@@ -97,14 +139,22 @@ impl Journal {
         }
     }
 
+    /// The number of a call that nobody has planned.
+    pub(super) fn another(&self) -> CallId {
+        let mut book = self.book();
+        book.unplanned += 1;
+        UNPLANNED + book.unplanned
+    }
+
     /// A call begins.
-    pub(super) fn began(&self, id: CallId, from: u16, idempotent: bool) {
-        let entry = Entry { idempotent, from, began: Instant::now(), ran: Vec::new(), said: None };
+    pub(super) fn began(&self, id: CallId, terms: Terms) {
+        let entry = Entry { terms, began: Instant::now(), ran: Vec::new(), finished: 0, said: None };
         self.book().calls.insert(id, entry);
     }
 
-    /// A handler runs, at the server with this port.
-    pub(super) fn ran(&self, id: CallId, port: u16) {
+    /// A handler runs, and has so much time.
+    pub(super) fn ran(&self, id: CallId, life: &Life, remaining: Option<Duration>) {
+        let port = life.port;
         let mut wrong = Vec::new();
         let mut book = self.book();
         let Book { calls, removed, .. } = &mut *book;
@@ -112,13 +162,20 @@ impl Journal {
             None => wrong.push(format!("a call {id} runs that nobody made")),
             Some(call) => {
                 call.ran.push(port);
-                if !call.idempotent && call.ran.len() > 1 {
+                let Terms { from, idempotent, limit, most } = call.terms;
+                if !idempotent && call.ran.len() > 1 {
                     wrong.push(format!("call {id} ran twice, at {:?}", call.ran));
+                }
+                if call.ran.len() > most {
+                    wrong.push(format!("call {id} ran more than {most} times, at {:?}", call.ran));
                 }
                 if call.said == Some(Some(Execution::Never)) {
                     wrong.push(format!("call {id} runs, of which was said that it never did"));
                 }
-                let addr = crate::transport::simulated::addr(call.from, port);
+                if limit.is_some_and(|limit| remaining.is_none_or(|remaining| remaining > limit)) {
+                    wrong.push(format!("call {id} has {remaining:?}, more than its caller's {limit:?}"));
+                }
+                let addr = crate::transport::simulated::addr(from, port);
                 if let Some(gone) = removed.get(&addr).filter(|gone| call.began > **gone + REMOVED_LIMIT) {
                     wrong.push(format!(
                         "call {id} began {:?} after {port} left the list, and runs there",
@@ -129,7 +186,23 @@ impl Journal {
         }
         drop(book);
         self.note(format_args!("call {id} runs at {port}"));
+        self.lives(life, id);
         wrong.into_iter().for_each(|wrong| self.violation(wrong));
+    }
+
+    /// A handler has come to its end, whatever it answers.
+    pub(super) fn finished(&self, id: CallId, life: &Life) {
+        if let Some(call) = self.book().calls.get_mut(&id) {
+            call.finished += 1;
+        }
+        self.note(format_args!("call {id} is done at {}", life.port));
+        self.lives(life, id);
+    }
+
+    fn lives(&self, life: &Life, id: CallId) {
+        if life.is_over() {
+            self.violation(format_args!("call {id} is handled at {}, which is dead", life.port));
+        }
     }
 
     /// A call has ended for its caller, later than it may have by `late`.
@@ -151,30 +224,26 @@ impl Journal {
         let Some(call) = book.calls.get_mut(&id) else { return };
         let said = outcome.as_ref().err().map(Status::execution);
         call.said = Some(said);
-        let (ran, idempotent) = (call.ran.len(), call.idempotent);
+        let (ran, finished, idempotent) = (call.ran.len(), call.finished, call.terms.idempotent);
         drop(book);
+        let once = ran == 1 || (idempotent && ran > 0);
         let fits = match said {
             Some(Execution::Never) => ran == 0,
-            Some(Execution::Maybe) => ran <= 1 || idempotent,
-            Some(Execution::Done) | None => ran == 1 || (idempotent && ran > 0),
+            Some(Execution::Maybe) => ran == 0 || once,
+            Some(Execution::Done) | None => once && finished > 0,
         };
         if !fits {
-            self.violation(format_args!("call {id} ran {ran} times, and its caller was told {outcome:?}"));
+            let ends = format!("{finished} times to its end");
+            self.violation(format_args!("call {id} ran {ran} times, {ends}, and its caller was told {outcome:?}"));
         }
     }
 
-    /// A caller has given its call up.
+    /// A caller has given its call up, or is gone with it.
     pub(super) fn given_up(&self, id: CallId) {
         self.note(format_args!("call {id} is given up"));
         if let Some(call) = self.book().calls.get_mut(&id) {
             call.said = Some(Some(Execution::Maybe));
         }
-    }
-
-    /// A client is gone, and what it called.
-    pub(super) fn vanished(&self, client: u16) {
-        let open = |call: &&mut Entry| call.from == client && call.said.is_none();
-        self.book().calls.values_mut().filter(open).for_each(|call| call.said = Some(Some(Execution::Maybe)));
     }
 
     /// The end of the world: every call has ended.
@@ -186,10 +255,11 @@ impl Journal {
         }
     }
 
-    /// How many calls ended how: well, never ran, maybe ran, ran.
-    pub(super) fn counts(&self) -> [usize; 4] {
-        let mut counts = [0; 4];
+    /// How many calls ended how: well, never ran, maybe ran, ran; and how many of all were made by handlers.
+    pub(super) fn counts(&self) -> [usize; 5] {
+        let mut counts = [0; 5];
         for call in self.book().calls.values() {
+            counts[4] += usize::from(call.terms.from > PROCESSES);
             match call.said {
                 Some(None) => counts[0] += 1,
                 Some(Some(Execution::Never)) => counts[1] += 1,
@@ -199,71 +269,4 @@ impl Journal {
         }
         counts
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_must_never_happen_is_seen() {
-    let of = |happens: &dyn Fn(&Journal)| {
-        let journal = Journal::new();
-        journal.began(1, 100, false);
-        journal.began(2, 100, true);
-        happens(&journal);
-        let book = journal.book();
-        book.violations.join("; ")
-    };
-    let failed = |execution| Err(Status::unavailable("gone").with_execution(execution));
-    let soon = Duration::ZERO;
-    let fine = of(&|journal| {
-        journal.ran(1, 4000);
-        journal.ended(1, &Ok(()), soon);
-        journal.ran(2, 4000);
-        journal.ran(2, 4001);
-        journal.ended(2, &failed(Execution::Maybe), soon);
-        journal.close();
-    });
-    assert_eq!(fine, "");
-    let twice = of(&|journal| [4000, 4001].into_iter().for_each(|port| journal.ran(1, port)));
-    assert_eq!(twice, "call 1 ran twice, at [4000, 4001]");
-    let lied = of(&|journal| {
-        journal.ran(2, 4000);
-        journal.ended(2, &failed(Execution::Never), soon);
-    });
-    assert!(lied.starts_with("call 2 ran 1 times, and its caller was told"), "{lied}");
-    let early = of(&|journal| {
-        journal.ended(1, &failed(Execution::Never), soon);
-        journal.ran(1, 4000);
-    });
-    assert_eq!(early, "call 1 runs, of which was said that it never did");
-    let idle = of(&|journal| journal.ended(1, &failed(Execution::Done), soon));
-    assert!(idle.starts_with("call 1 ran 0 times"), "{idle}");
-    let open = of(&|journal| journal.close());
-    assert_eq!(open, "call 1 never ended; call 2 never ended");
-    let slow = of(&|journal| {
-        journal.ran(1, 4000);
-        journal.ended(1, &Ok(()), Duration::from_millis(1));
-    });
-    assert_eq!(slow, "call 1 ended 1ms too late");
-    let nobody = of(&|journal| journal.ran(3, 4000));
-    assert_eq!(nobody, "a call 3 runs that nobody made");
-}
-
-#[tokio::test(start_paused = true)]
-async fn one_that_is_not_listed_any_more_is_seen_when_it_is_used() {
-    let (journal, addr) = (Journal::new(), crate::transport::simulated::addr(100, 4000));
-    let list = |endpoints| Endpoints { freshness: Freshness::Live, endpoints, ..Endpoints::unknown() };
-    journal.listed(100, &list(vec![Arc::new(Endpoint::new(addr))]));
-    journal.listed(100, &list(Vec::new()));
-    tokio::time::advance(REMOVED_LIMIT).await;
-    journal.dials(addr);
-    journal.began(1, 100, false);
-    journal.ran(1, 4000);
-    assert_eq!(journal.book().violations, [""; 0], "at the limit");
-    tokio::time::advance(Duration::from_millis(1)).await;
-    journal.dials(addr);
-    journal.began(2, 100, false);
-    journal.ran(2, 4000);
-    assert_eq!(journal.book().violations.len(), 2, "one past it");
-    journal.listed(100, &list(vec![Arc::new(Endpoint::new(addr))]));
-    journal.dials(addr);
-    assert_eq!(journal.book().violations.len(), 2, "it is back");
 }

@@ -3,7 +3,7 @@
 //! Owns the lines, each a pair of pipes with a relay between them. What a partition holds back arrives when it heals, as TCP would
 //! send it again. It must never look into what it carries. Look next at [`super::relay`] for how, and at [`super::world`], which does the harm.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,15 +16,29 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::journal::Journal;
+use super::relay::{Source, Way};
 use crate::proto::Side;
 use crate::transport::link::Link;
-use crate::transport::{Io, memory, simulated};
+use crate::transport::{Io, WriteHalf, memory, simulated};
 
 /// The largest piece.
 const PIECES: [usize; 3] = [61, 1400, 16 << 10];
 
 /// Number of a host: servers first, then clients.
 pub(super) type Host = u16;
+/// Number of a process; one that comes back on its host has another one.
+pub(super) type Pid = u16;
+
+/// How a process ends that was not asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Death {
+    /// Killed. What it had written still leaves, and then the end of the connection.
+    Killed,
+    /// Killed with something unread: its connections are reset, and what was on its way is lost.
+    Reset,
+    /// Its host lost its power: nobody hears of it.
+    Silent,
+}
 
 /// The network, as everybody in the world shares it.
 pub(super) struct Net {
@@ -37,6 +51,11 @@ struct State {
     /// Most milliseconds of one way.
     latency: u64,
     places: BTreeMap<u16, Place>,
+    /// Where each process runs, or ran.
+    hosts: BTreeMap<Pid, Host>,
+    dead: BTreeSet<Pid>,
+    /// What goes to and from a host takes so much longer, until then.
+    slow: BTreeMap<Host, (Instant, Duration)>,
     /// Until when nothing passes from one to the other.
     blocked: BTreeMap<(Host, Host), Instant>,
     lines: Vec<Line>,
@@ -49,6 +68,7 @@ struct State {
 /// Who listens at a port.
 #[derive(Clone)]
 pub(super) struct Place {
+    pub(super) pid: Pid,
     pub(super) host: Host,
     pub(super) real: SocketAddr,
     pub(super) incarnation: u64,
@@ -56,14 +76,17 @@ pub(super) struct Place {
     pub(super) silent: bool,
 }
 
-/// A connection.
-pub(super) struct Line {
+/// A connection. What carries it is gone when it is over.
+struct Line {
     /// Who connected to whom.
-    ends: (Host, Host),
+    ends: [Pid; 2],
     /// Cancelled to reset it.
-    pub(super) cut: CancellationToken,
+    cut: CancellationToken,
     /// Nothing arrives any more, and nobody hears of it.
-    pub(super) silent: Arc<AtomicBool>,
+    silent: Arc<AtomicBool>,
+    /// What each end writes, and where it reads.
+    sources: [Weak<Source>; 2],
+    sinks: [Weak<dyn WriteHalf>; 2],
     links: [Weak<Link>; 2],
 }
 
@@ -95,6 +118,9 @@ impl Net {
             rng,
             latency,
             places: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            dead: BTreeSet::new(),
+            slow: BTreeMap::new(),
             blocked: BTreeMap::new(),
             lines: Vec::new(),
             dialled: None,
@@ -112,28 +138,50 @@ impl Net {
         self.lock().places.insert(port, place);
     }
 
+    /// A process begins on a host.
+    pub(super) fn begins(&self, pid: Pid, host: Host) {
+        self.lock().hosts.insert(pid, host);
+    }
+
     /// Nothing passes from one host to another for a while.
     pub(super) fn block(&self, from: Host, to: Host, time: Duration) {
         self.lock().blocked.insert((from, to), Instant::now() + time);
     }
 
-    /// Every partition is over.
-    pub(super) fn heal(&self) {
-        self.lock().blocked.values_mut().for_each(|until| *until = Instant::now());
+    /// What goes to and from a host takes longer for a while.
+    pub(super) fn slow(&self, host: Host, more: Duration, time: Duration) {
+        self.lock().slow.insert(host, (Instant::now() + time, more));
     }
 
-    /// A host dies, or loses its power: then nobody hears of it.
-    pub(super) fn dies(&self, host: Host, silently: bool) {
+    /// Every partition is over.
+    pub(super) fn heal(&self) {
         let state = &mut *self.lock();
-        for line in state.lines.iter().filter(|line| line.ends.0 == host || line.ends.1 == host) {
-            if silently {
-                line.silent.store(true, Ordering::Relaxed);
-            } else {
-                line.cut.cancel();
+        state.blocked.values_mut().for_each(|until| *until = Instant::now());
+        state.slow.clear();
+    }
+
+    /// A process dies. From this moment on nothing of it reaches anybody, and nobody reaches it.
+    pub(super) fn dies(&self, pid: Pid, death: Death) {
+        let state = &mut *self.lock();
+        state.dead.insert(pid);
+        for line in &state.lines {
+            for (end, _) in line.ends.iter().enumerate().filter(|(_, owner)| **owner == pid) {
+                if let Some(source) = line.sources[end].upgrade() {
+                    source.shut(death == Death::Killed);
+                }
+                if let Some(sink) = line.sinks[end].upgrade() {
+                    sink.shutdown();
+                }
+                match death {
+                    Death::Killed => {}
+                    Death::Reset => line.cut.cancel(),
+                    Death::Silent => line.silent.store(true, Ordering::Relaxed),
+                }
             }
         }
-        state.places.retain(|_, place| place.host != host || silently);
-        state.places.values_mut().filter(|place| place.host == host).for_each(|place| place.silent = true);
+        let is_silent = death == Death::Silent;
+        state.places.retain(|_, place| place.pid != pid || is_silent);
+        state.places.values_mut().filter(|place| place.pid == pid).for_each(|place| place.silent = true);
     }
 
     /// Nobody listens at this port any more.
@@ -144,8 +192,9 @@ impl Net {
     /// A host is back: what was open before is reset.
     pub(super) fn returns(&self, host: Host) {
         let state = &mut *self.lock();
-        let of_it = |line: &&Line| line.ends.1 == host && line.silent.load(Ordering::Relaxed);
-        state.lines.iter().filter(of_it).for_each(|line| line.cut.cancel());
+        let is_of_it = |line: &&Line| line.ends.iter().any(|pid| state.hosts.get(pid) == Some(&host));
+        let dumb = state.lines.iter().filter(is_of_it).filter(|line| line.silent.load(Ordering::Relaxed));
+        dumb.for_each(|line| line.cut.cancel());
         // Others of the host are on their way out, and still answer.
         state.places.retain(|_, place| !(place.host == host && place.silent));
     }
@@ -193,15 +242,22 @@ impl Net {
     }
 
     /// How long the next piece is on its way.
-    pub(super) fn latency(&self) -> Duration {
-        let State { rng, latency, .. } = &mut *self.lock();
-        Duration::from_micros(rng.u64(..=*latency * 1000))
+    pub(super) fn latency(&self, from: Pid, to: Pid) -> Duration {
+        let State { rng, latency, slow, hosts, .. } = &mut *self.lock();
+        let now = Instant::now();
+        let more = |pid| hosts.get(&pid).and_then(|host| slow.get(host)).filter(|(until, _)| now < *until);
+        let more = [from, to].into_iter().filter_map(more).map(|(_, more)| *more).max();
+        Duration::from_micros(rng.u64(..=*latency * 1000)) + more.unwrap_or_default()
     }
 
     /// Waits until bytes pass from one to the other.
-    pub(super) async fn unblocked(&self, from: Host, to: Host) {
+    pub(super) async fn unblocked(&self, from: Pid, to: Pid) {
         loop {
-            let until = self.lock().blocked.get(&(from, to)).copied();
+            let until = {
+                let State { hosts, blocked, .. } = &*self.lock();
+                let host = |pid| hosts.get(&pid).copied().unwrap_or_default();
+                blocked.get(&(host(from), host(to))).copied()
+            };
             match until {
                 // Healed in between: it is looked at again at least every second.
                 Some(until) if until > Instant::now() => {
@@ -214,32 +270,47 @@ impl Net {
 
     async fn connect(self: Arc<Self>, addr: SocketAddr) -> io::Result<Io> {
         let Some((from, port)) = simulated::parts(addr) else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
-        self.journal.dials(addr);
-        sleep(self.latency() + self.latency()).await;
-        let host = self.lock().places.get(&port).map(|place| place.host);
-        let Some(host) = host else { return Err(io::ErrorKind::ConnectionRefused.into()) };
-        self.unblocked(from, host).await;
-        self.unblocked(host, from).await;
-        let place = self.lock().places.get(&port).cloned();
-        let Some(place) = place else { return Err(io::ErrorKind::ConnectionRefused.into()) };
-        if place.silent {
+        if !self.lock().dead.contains(&from) {
+            self.journal.dials(addr);
+        }
+        let to = self.lock().places.get(&port).map_or(from, |place| place.pid);
+        sleep(self.latency(from, to) + self.latency(to, from)).await;
+        self.unblocked(from, to).await;
+        self.unblocked(to, from).await;
+        let (place, is_dead) = {
+            let state = self.lock();
+            (state.places.get(&port).cloned(), state.dead.contains(&from))
+        };
+        // The dead have no network, and whoever has no power does not even refuse.
+        if is_dead || place.as_ref().is_some_and(|place| place.silent) {
             std::future::pending::<()>().await;
         }
-        let far = memory::connect(place.real)?;
-        let (ours, near) = memory::pair();
-        let line = Line {
-            ends: (from, host),
-            cut: CancellationToken::new(),
-            silent: Arc::default(),
-            links: [Weak::new(), Weak::new()],
+        let Some(Place { pid: to, real, incarnation, .. }) = place else {
+            return Err(io::ErrorKind::ConnectionRefused.into());
         };
-        let piece = self.lock().rng.choice(PIECES).unwrap_or(PIECES[0]);
-        self.relay((from, host), near.read, far.write, &line, piece);
-        self.relay((host, from), far.read, near.write, &line, piece);
+        let far = memory::connect(real)?;
+        let (ours, near) = memory::pair();
+        let sources = [Source::new(near.read), Source::new(far.read)];
+        let sinks: [Arc<dyn WriteHalf>; 2] = [near.write.into(), far.write.into()];
+        let (cut, silent) = (CancellationToken::new(), Arc::default());
         let state = &mut *self.lock();
         state.dialled = Some(state.lines.len());
-        state.accepting.entry(place.incarnation).or_default().push_back(state.lines.len());
-        state.lines.push(line);
+        state.accepting.entry(incarnation).or_default().push_back(state.lines.len());
+        state.lines.push(Line {
+            ends: [from, to],
+            cut: cut.clone(),
+            silent: Arc::clone(&silent),
+            sources: [0, 1].map(|end| Arc::downgrade(&sources[end])),
+            sinks: [0, 1].map(|end| Arc::downgrade(&sinks[end])),
+            links: [Weak::new(), Weak::new()],
+        });
+        let piece = state.rng.choice(PIECES).unwrap_or(PIECES[0]);
+        let [near_source, far_source] = sources;
+        let [near_sink, far_sink] = sinks;
+        let there =
+            Way { from, to, source: near_source, sink: far_sink, cut: cut.clone(), silent: Arc::clone(&silent), piece };
+        self.relay(there);
+        self.relay(Way { from: to, to: from, source: far_source, sink: near_sink, cut, silent, piece });
         Ok(ours)
     }
 }

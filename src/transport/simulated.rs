@@ -11,7 +11,7 @@ use std::sync::Weak;
 use futures::future::BoxFuture;
 
 use super::Io;
-use super::link::Link;
+use super::link::{Link, Phase};
 use super::memory::ADDRESS;
 use crate::proto::{Config, Side};
 
@@ -64,9 +64,11 @@ pub(super) fn made(config: &Config, link: Weak<Link>) {
 }
 
 impl Link {
-    /// See [`Connection::accounts`](crate::proto::Connection::accounts); nothing of a connection that is over.
+    /// See [`Connection::accounts`](crate::proto::Connection::accounts); nothing of a connection that is over, or
+    /// whose peer has not said yet how much credit it gives.
     pub(crate) fn accounts(&self) -> Option<(usize, bool, usize, usize)> {
+        let is_greeted = !matches!(*self.phase().borrow(), Phase::Handshaking);
         let state = self.lock();
-        (!state.is_closing()).then(|| state.proto.accounts())
+        (is_greeted && !state.is_closing()).then(|| state.proto.accounts())
     }
 }

@@ -58,8 +58,8 @@ impl Consul {
     }
 
     /// The registry of another process. `grace` is for how long the instances of a list that became empty are remembered; `look`
-    /// sees and changes each list before anybody else does.
-    pub(crate) fn view(&self, grace: Duration, look: impl Fn(&mut Endpoints) + Send + Sync + 'static) -> View {
+    /// sees and changes each list of a service before anybody else does.
+    pub(crate) fn view(&self, grace: Duration, look: impl Fn(&str, &mut Endpoints) + Send + Sync + 'static) -> View {
         View(Arc::new(Process {
             agent: Arc::clone(&self.0),
             grace,
@@ -110,10 +110,12 @@ impl Catalog {
 #[derive(Clone)]
 pub(crate) struct View(Arc<Process>);
 
+type Look = dyn Fn(&str, &mut Endpoints) + Send + Sync;
+
 struct Process {
     agent: Arc<Agent>,
     grace: Duration,
-    look: Box<dyn Fn(&mut Endpoints) + Send + Sync>,
+    look: Box<Look>,
     cut: AtomicBool,
     deaf: AtomicBool,
     lag_millis: AtomicU64,
@@ -212,9 +214,12 @@ impl Process {
         state: watch::Sender<RegistrationState>,
         news: Arc<Notify>,
     ) {
+        // An entry with the same id may be a predecessor's: the first thing said is a registration.
+        let mut is_known = *state.borrow() == RegistrationState::Registered;
         loop {
             let instance = kept.lock().unwrap().clone();
-            let outcome = self.beat(owner, &instance);
+            let outcome = if is_known { self.beat(owner, &instance) } else { self.register(owner, &instance) };
+            is_known |= outcome.is_ok();
             let pause = if outcome.is_ok() { self.agent.ttl / 3 } else { PAUSE };
             let now = outcome.map_or_else(RegistrationState::Retrying, |()| RegistrationState::Registered);
             state.send_if_modified(|state| {
@@ -260,17 +265,17 @@ impl Process {
                         Some(until) => {
                             next = next.min(until);
                             known.iter_mut().for_each(|endpoint| endpoint.tier = Tier::Unhealthy);
-                            self.publish(&publisher, Some(&known), Some("the list became empty".to_owned()));
+                            self.publish(&service, &publisher, Some(&known), Some("the list became empty".to_owned()));
                         }
                         None => {
                             known = list;
-                            self.publish(&publisher, Some(&known), None);
+                            self.publish(&service, &publisher, Some(&known), None);
                         }
                     }
                 }
                 Err(problem) => {
                     next = now + PAUSE;
-                    self.publish(&publisher, None, Some(problem));
+                    self.publish(&service, &publisher, None, Some(problem));
                 }
             }
             sleep(PACE).await;
@@ -293,7 +298,13 @@ impl Process {
     }
 
     /// Tells the watches, if there is anything new: a list, or why there is none.
-    fn publish(&self, publisher: &watch::Sender<Arc<Endpoints>>, list: Option<&[Endpoint]>, problem: Option<String>) {
+    fn publish(
+        &self,
+        service: &str,
+        publisher: &watch::Sender<Arc<Endpoints>>,
+        list: Option<&[Endpoint]>,
+        problem: Option<String>,
+    ) {
         let current = Arc::clone(&publisher.borrow());
         let freshness = match (&problem, current.freshness) {
             (None, _) => Freshness::Live,
@@ -305,7 +316,7 @@ impl Process {
             let by_addr: BTreeMap<_, _> = list.iter().map(|endpoint| (endpoint.addr, endpoint.clone())).collect();
             next.endpoints = by_addr.into_values().map(Arc::new).collect();
         }
-        (self.look)(&mut next);
+        (self.look)(service, &mut next);
         let answers = current.freshness == Freshness::Never && freshness != Freshness::Never;
         next.generation += u64::from(answers || next.endpoints != current.endpoints);
         if next != *current {
