@@ -161,11 +161,13 @@ impl Table {
         let Some(owner) = self.owners.get_mut(&id) else { return false };
         let is_news = (incarnation, beat) > (owner.incarnation, owner.beat);
         if owner.is_gone() {
-            // It lives after all if it has beaten since; what it has must be told anew. Who missed that it left is told.
+            // It lives after all if it has beaten since; what it has must be told anew. Who missed that it left is told, and of two
+            // truths about what it left either side must see the other's.
+            let differs = full && beat == 0 && owner.version == version && owner.sum != sum;
             if full && !is_news {
-                self.peer_has(link, id, Some((incarnation, version)));
+                self.peer_has(link, id, (!differs).then_some((incarnation, version)));
             }
-            return is_news && sum != UNSURE;
+            return is_news && sum != UNSURE || differs;
         }
         if !full && sum == UNSURE {
             // Only from where its beats came: what comes another way would have brought a newer one.
@@ -313,7 +315,9 @@ impl Table {
     /// Reads the records of a change. Nothing of it is taken if one of them is not acceptable: a table holds all of what an
     /// owner said, or what it said before.
     fn read(&mut self, link: u64, change: &Change) -> Option<Vec<Accepted>> {
-        let freed: BTreeSet<_> = self.freed.iter().filter(|id| id.owner == change.owner).map(|id| id.number).collect();
+        let of_owner = self.freed.iter().zip(0..).filter(|(id, _)| id.owner == change.owner);
+        let freed: BTreeMap<_, u64> = of_owner.map(|(id, place)| (id.number, place)).collect();
+        let mut missed = None;
         let mut numbers = BTreeSet::new();
         let mut records = Vec::with_capacity(change.put.len());
         for put in &change.put {
@@ -323,10 +327,14 @@ impl Table {
                 self.refused(link);
                 return None;
             };
-            if !(content.persistent && freed.contains(&put.0)) {
+            match freed.get(&put.0).filter(|_| content.persistent) {
+                Some(place) => missed = Some(missed.map_or(*place, |first: u64| first.min(*place))),
                 // A copy, because the frame would live as long as its smallest part.
-                records.push((put.0, put.1, Bytes::copy_from_slice(&put.2), Arc::new(content)));
+                None => records.push((put.0, put.1, Bytes::copy_from_slice(&put.2), Arc::new(content))),
             }
+        }
+        if let Some(place) = missed {
+            self.tell_freed_again(link, place);
         }
         Some(records)
     }

@@ -240,6 +240,15 @@ impl Table {
         }
     }
 
+    /// The other side has something that was freed, from this place on in the memory of what was: it learnt of the record after it
+    /// was told, from somebody who had not heard of the free.
+    pub(super) fn tell_freed_again(&mut self, link: u64, place: u64) {
+        let first = self.freed_count - self.freed.len() as u64;
+        let Some(link) = self.links.get_mut(&link) else { return };
+        link.freed = link.freed.min(first + place);
+        self.bells.push(Arc::clone(&link.bell));
+    }
+
     /// The other side names all whom it knows.
     pub(super) fn peer_speaks(&mut self, link: u64) {
         let Some(link) = self.links.get_mut(&link) else { return };

@@ -155,3 +155,55 @@ fn who_lies_in_its_summaries_costs_no_more_than_a_comparison_per_heartbeat() {
         assert_eq!(table.refusals, Refusals::default());
     }
 }
+
+#[test]
+fn a_freed_record_is_not_brought_back_through_one_who_never_had_it() {
+    // The first is the owner, the second frees, the third comes later, the fourth was away.
+    for others in [false, true] {
+        let mut net = Net::new(4);
+        net.join(0, 1);
+        net.join(0, 3);
+        let id = net.add(0, persistent("kept"));
+        if others {
+            net.add(0, persistent("other"));
+        }
+        net.pass(BEAT);
+        net.cut(0, 3);
+        net.cut(0, 1);
+        net.paused[0] = true;
+        net.pass(LIFE * 2);
+        net.tables[1].free(id, net.now).unwrap();
+        net.join(1, 2);
+        net.pass(BEAT);
+        net.join(2, 3);
+        net.pass(BEAT * 40);
+        let expected: &[&str] = if others { &["other"] } else { &[] };
+        for table in [1, 2, 3] {
+            assert_eq!(
+                net.roles(table),
+                expected,
+                "in the table of {table}, which knows of others of that owner: {others}"
+            );
+        }
+    }
+}
+
+#[test]
+fn two_truths_about_one_that_is_gone_heal() {
+    let mut net = Net::new(3);
+    net.join(0, 1);
+    net.join(1, 2);
+    net.add(0, persistent("one"));
+    net.add(0, persistent("two"));
+    net.pass(BEAT);
+    net.cut(0, 1);
+    net.paused[0] = true;
+    net.pass(LIFE * 3);
+    net.tables[2].remove(RecordId { owner: 1, number: 1 });
+    net.pass(BEAT * 7);
+    assert_eq!(net.roles(1), net.roles(2));
+    // Nor is it compared for ever.
+    let before = net.digests;
+    net.pass(Duration::from_secs(100));
+    assert_eq!(net.digests, before);
+}
