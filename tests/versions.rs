@@ -83,6 +83,25 @@ async fn calls_go_to_the_versions_that_were_asked_for_behind_wrappers() {
     calls_go_to_the_versions_that_were_asked_for(Arc::new(registry)).await;
 }
 
+#[tokio::test]
+async fn of_several_registries_the_first_that_has_the_version_is_believed() {
+    let (first, second) = (Memory::new(), Memory::new());
+    let in_first = exposed("calc@1.0.0", &(Arc::new(first.clone()) as Arc<dyn Registry>)).await;
+    let _in_second = exposed("calc@2.0.0", &(Arc::new(second.clone()) as Arc<dyn Registry>)).await;
+    let combined = Combine::first().and(first).and(second);
+    for registry in [Arc::new(combined.clone()) as Arc<dyn Registry>, Arc::new(Cached::new(combined))] {
+        let caller = node("caller", &registry);
+        assert_eq!(caller.pick("calc").await.unwrap().meta["version"], "1.0.0");
+        let picked = caller.pick("calc@^2").timeout(Duration::from_secs(5)).await.unwrap();
+        assert_eq!(picked.meta["version"], "2.0.0", "{}", registry.describe());
+        assert_eq!(caller.watch("calc@^2").current().problem, None);
+        let error = caller.pick("calc@^3").timeout(Duration::ZERO).await.unwrap_err().to_string();
+        assert!(error.contains("none of the 2 instances of `calc` fits; their versions: 1.0.0, 2.0.0"), "{error}");
+        assert_eq!(caller.nodes().keys().collect::<Vec<_>>(), ["calc"], "what was asked for is no service");
+    }
+    in_first.end().await.unwrap();
+}
+
 #[cfg(feature = "manifest")]
 #[tokio::test]
 async fn calls_go_to_the_versions_that_were_asked_for_in_a_manifest() {

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::feed::{Feeds, Publisher};
+use super::role;
 use super::{Endpoints, Freshness, Instance, Registration, Registry, RegistryError, Watch};
 
 /// How long the last instances of a list that became empty are believed to be there: what a registry takes to come back, and
@@ -69,6 +70,10 @@ impl<R: Registry> Registry for Cached<R> {
         self.inner.is_local()
     }
 
+    fn knows_versions(&self) -> bool {
+        self.inner.knows_versions()
+    }
+
     async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {
         self.inner.register(instance).await
     }
@@ -84,7 +89,7 @@ impl<R: Registry> Registry for Cached<R> {
 
     fn known(&self) -> BTreeMap<String, Arc<Endpoints>> {
         let mut known = self.inner.known();
-        known.extend(self.feeds.known());
+        known.extend(self.feeds.known().into_iter().filter(|(asked, _)| !role::names_versions(asked)));
         known
     }
 }

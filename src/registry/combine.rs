@@ -17,9 +17,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::feed::{Feeds, Publisher};
 use super::merge::{Rule, merge};
-use super::{
-    Endpoints, Instance, Registration, RegistrationState, Registry, RegistryError, Snapshots, Watch, check_service_name,
-};
+use super::role::{self, Query};
+use super::versions::fitting;
+use super::{Endpoints, Instance, Registration, RegistrationState, Registry, RegistryError, Snapshots, Watch};
 
 /// How long each registry may take until an instance has left it: less than a node waits for all of them, so that it can say which
 /// did not answer. Who takes longer goes on by itself.
@@ -106,16 +106,24 @@ impl Registry for Combine {
         Ok(joined(&instance.service, &self.registries, try_join_all(taken).await?))
     }
 
+    fn knows_versions(&self) -> bool {
+        true
+    }
+
     fn watch(&self, service: &str) -> Watch {
-        if let Err(error) = check_service_name(service).and_then(|()| self.validate()) {
-            let publisher = Publisher::new();
-            publisher.trouble(error.to_string());
-            return Watch::new(publisher.subscribe(), Arc::default(), Some(Arc::new(publisher)));
-        }
+        let query = match Query::parse(service).and_then(|query| self.validate().map(|()| query)) {
+            Ok(query) => query,
+            Err(error) => {
+                let publisher = Publisher::new();
+                publisher.trouble(error.to_string());
+                return Watch::new(publisher.subscribe(), Arc::default(), Some(Arc::new(publisher)));
+            }
+        };
         self.feeds.watch(service, LINGER, |publisher, refresh| {
-            let watches: Vec<_> = self.registries.iter().map(|registry| registry.watch(service)).collect();
-            publish(self.rule, &watches, &publisher);
-            follow(self.rule, watches, publisher, refresh)
+            let name = if query.is_of_versions() { &query.name } else { service };
+            let watches: Vec<_> = self.registries.iter().map(|registry| registry.watch(name)).collect();
+            publish(self.rule, &query, &watches, &publisher);
+            follow(self.rule, query, watches, publisher, refresh)
         })
     }
 
@@ -130,23 +138,38 @@ impl Registry for Combine {
                 (name.clone(), publisher.current())
             })
             .collect();
-        known.extend(self.feeds.known());
+        known.extend(self.feeds.known().into_iter().filter(|(asked, _)| !role::names_versions(asked)));
         known
     }
 }
 
-fn publish(rule: Rule, watches: &[Watch], publisher: &Publisher) {
+fn publish(rule: Rule, query: &Query, watches: &[Watch], publisher: &Publisher) {
     let snapshots: Vec<_> = watches.iter().map(Watch::current).collect();
-    publisher.copy(&merge(rule, &snapshots));
+    publisher.copy(&chosen(rule, query, &snapshots));
+}
+
+/// One list out of several, of the versions that are wanted. A registry that has only others has nothing to offer.
+fn chosen(rule: Rule, query: &Query, lists: &[Arc<Endpoints>]) -> Endpoints {
+    if !query.is_of_versions() {
+        return merge(rule, lists);
+    }
+    let fit = |list: &Arc<Endpoints>| Endpoints { problem: list.problem.clone(), ..fitting(query, list) };
+    let fit: Vec<_> = lists.iter().map(|list| Arc::new(fit(list))).collect();
+    let merged = merge(rule, &fit);
+    if !merged.endpoints.is_empty() {
+        return merged;
+    }
+    // Which versions there are instead is said of all of them.
+    Endpoints { problem: fitting(query, &merge(Rule::Union, lists)).problem, ..merged }
 }
 
 /// Makes one list of all, whenever one changes.
-async fn follow(rule: Rule, watches: Vec<Watch>, publisher: Publisher, refresh: Arc<Notify>) {
+async fn follow(rule: Rule, query: Query, watches: Vec<Watch>, publisher: Publisher, refresh: Arc<Notify>) {
     let mut changes = select_all(watches.iter().cloned().map(Snapshots::from));
     loop {
         tokio::select! {
             // The streams do not end.
-            _ = changes.next() => publish(rule, &watches, &publisher),
+            _ = changes.next() => publish(rule, &query, &watches, &publisher),
             () = refresh.notified() => watches.iter().for_each(Watch::refresh),
         }
     }

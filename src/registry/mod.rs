@@ -73,6 +73,12 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
         false
     }
 
+    /// Whether [`Registry::watch`] understands `calc@1.2.3` and `calc@^1.2`. Others are asked for `calc` by a node that wants some
+    /// versions only, which then leaves out the rest; who chooses among lists must know what is wanted before. Default false.
+    fn knows_versions(&self) -> bool {
+        false
+    }
+
     /// Makes `instance` findable and keeps it so until the handle is left or dropped.
     ///
     /// Returns as soon as the first attempt has an outcome: a registry that cannot be reached is not an error but a
@@ -104,6 +110,10 @@ impl<R: Registry + ?Sized> Registry for Arc<R> {
 
     fn is_local(&self) -> bool {
         (**self).is_local()
+    }
+
+    fn knows_versions(&self) -> bool {
+        (**self).knows_versions()
     }
 
     async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {

@@ -100,6 +100,11 @@ impl Query {
         self.wanted == Wanted::Any
     }
 
+    /// Whether some versions are wanted, and not others.
+    pub(super) fn is_of_versions(&self) -> bool {
+        matches!(self.wanted, Wanted::Exactly(_) | Wanted::Range(_))
+    }
+
     /// Whether this is one of those that are wanted.
     pub(crate) fn matches(&self, service: &str, beside: Option<&str>) -> bool {
         if service == self.text {
@@ -114,6 +119,11 @@ impl Query {
                 (Wanted::Nothing, _) | (_, None) => false,
             }
     }
+}
+
+/// Whether this asks for some versions of a service, so that it is not the name of one.
+pub(super) fn names_versions(asked: &str) -> bool {
+    Query::parse(asked).is_ok_and(|query| query.is_of_versions())
 }
 
 fn refused(text: &str) -> RegistryError {

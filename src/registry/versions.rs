@@ -49,13 +49,17 @@ impl Registry for Versions {
         self.inner.is_local()
     }
 
+    fn knows_versions(&self) -> bool {
+        true
+    }
+
     async fn register(&self, instance: Instance) -> Result<Registration, RegistryError> {
         self.inner.register(instance).await
     }
 
     fn watch(&self, service: &str) -> Watch {
         let query = match Query::parse_version(service) {
-            Ok(query) if !query.is_any() => query,
+            Ok(query) if !query.is_any() && !self.inner.knows_versions() => query,
             // What is no name either is the registry's to refuse.
             _ => return self.inner.watch(service),
         };
@@ -82,7 +86,7 @@ async fn follow(mut watch: Watch, query: Query, publisher: Publisher, refresh: A
 }
 
 /// The snapshot with what fits only; if nothing does, its problem says which versions there are.
-fn fitting(query: &Query, all: &Endpoints) -> Endpoints {
+pub(super) fn fitting(query: &Query, all: &Endpoints) -> Endpoints {
     let fits = |endpoint: &&Arc<Endpoint>| query.matches(&query.name, version(endpoint));
     let endpoints: Vec<_> = all.endpoints.iter().filter(fits).cloned().collect();
     let nobody_fits = endpoints.is_empty() && !all.endpoints.is_empty();
