@@ -154,7 +154,8 @@ impl Picom {
         let Inner { name, incarnation, .. } = &*self.inner;
         let mut options = self.inner.options.clone();
         if registry.is_local() && options.advertise.is_none_or(|address| address.is_loopback()) {
-            options.bind.get_or_insert(Ipv4Addr::LOCALHOST.into());
+            // Another address of the loopback would not be reached at the usual one.
+            options.bind.get_or_insert(options.advertise.unwrap_or(Ipv4Addr::LOCALHOST.into()));
         }
         let (asked, started) = (options.listen_at(), options.started);
         let server = Server::start(name, *incarnation, options).await.map_err(|error| {
