@@ -58,8 +58,8 @@ impl Builder {
     }
 
     /// The address to listen on; the default is every interface, or 127.0.0.1 with a registry through which only processes of
-    /// this machine can find each other (`manifest://local`, `broadcast://`; see [`Registry::is_local`](registry::Registry::is_local))
-    /// unless [`Builder::advertise`] names an address of another kind.
+    /// this machine can find each other (`manifest://local`, `broadcast://`; see [`Registry::is_local`](registry::Registry::is_local)).
+    /// There an address that [`Builder::advertise`] names counts instead, if it is one of the loopback, and else every interface.
     pub fn bind(mut self, address: &str) -> Self {
         match address.parse() {
             Ok(address) => self.options.bind = Some(address),
