@@ -114,7 +114,6 @@ async fn a_node_that_only_its_own_machine_can_find_listens_only_there() {
         "manifest://local".to_owned(),
         "manifest://127.0.0.1:3100,localhost?listen=[::1]:3101".to_owned(),
         with("local?"),
-        with("127.0.0.1?listen=127.0.0.1:3102&"),
         "broadcast://".to_owned(),
         "broadcast://127.0.0.1,127.0.0.2".to_owned(),
     ] {
@@ -122,6 +121,8 @@ async fn a_node_that_only_its_own_machine_can_find_listens_only_there() {
     }
     for url in [
         with("10.0.0.1?"),
+        // It may be the near end of a tunnel.
+        with("127.0.0.1?listen=127.0.0.1:3102&"),
         with("registry.example?"),
         with("local?listen=0.0.0.0:3102&"),
         "manifest://127.0.0.1?allow-remote&listen=10.0.0.1:3102".to_owned(),

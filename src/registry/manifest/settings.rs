@@ -75,14 +75,15 @@ impl Settings {
         self.is_locked() || self.allow_remote || address.to_canonical().is_loopback()
     }
 
-    /// Whether members can only be on this machine.
+    /// Whether members can only be on this machine. With a secret the port that is joined may be the near end of a tunnel, whatever its
+    /// address.
     pub(super) fn is_local(&self) -> bool {
         let is_here = |address: &String| {
             let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
             let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
             host == "localhost" || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
         };
-        !(self.is_locked() || self.allow_remote) || self.listen.iter().chain(&self.join).all(is_here)
+        !(self.is_locked() || self.allow_remote) || self.join.is_empty() && self.listen.iter().all(is_here)
     }
 
     /// The secret, wherever it is. Reads a file.
