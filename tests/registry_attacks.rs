@@ -20,6 +20,7 @@ use support::broadcast::Network;
 use support::{PATIENCE, eventually, instance, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 fn details(port: u16) -> Details {
@@ -77,6 +78,17 @@ fn pulse(beat: [u64; 5]) -> Vec<u8> {
     frame
 }
 
+/// Lets everybody who comes this way through to `address`, from now on.
+fn opened(way: TcpListener, address: String) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            let (mut from, _) = way.accept().await.unwrap();
+            let mut to = TcpStream::connect(&address).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut from, &mut to).await });
+        }
+    })
+}
+
 #[tokio::test]
 async fn a_stranger_who_joins_under_a_members_name_does_not_keep_that_member_out() {
     let (hub, address) = listening(Manifest::new()).await;
@@ -85,13 +97,7 @@ async fn a_stranger_who_joins_under_a_members_name_does_not_keep_that_member_out
     let member = Manifest::new().join(way.local_addr().unwrap().to_string());
     member.register("service1", details(4000)).unwrap();
     let mut stranger = joined(&address, member.owner().unwrap()).await;
-    let passing = tokio::spawn(async move {
-        loop {
-            let (mut from, _) = way.accept().await.unwrap();
-            let mut to = TcpStream::connect(&address).await.unwrap();
-            tokio::spawn(async move { copy_bidirectional(&mut from, &mut to).await });
-        }
-    });
+    let passing = opened(way, address);
     let deadline = Instant::now() + Duration::from_secs(10);
     while hub.get("service1").unwrap().is_empty() {
         assert!(Instant::now() < deadline, "a stranger under its name keeps a member out");
@@ -110,13 +116,7 @@ async fn a_stranger_who_joins_under_the_name_of_whom_a_member_dials_does_not_kee
     let way = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (member, own) = listening(Manifest::new().join(way.local_addr().unwrap().to_string())).await;
     let mut stranger = joined(&own, upstream.owner().unwrap()).await;
-    let passing = tokio::spawn(async move {
-        loop {
-            let (mut from, _) = way.accept().await.unwrap();
-            let mut to = TcpStream::connect(&address).await.unwrap();
-            tokio::spawn(async move { copy_bidirectional(&mut from, &mut to).await });
-        }
-    });
+    let passing = opened(way, address);
     let deadline = Instant::now() + Duration::from_secs(10);
     while member.get("service1").unwrap().is_empty() {
         assert!(Instant::now() < deadline, "a stranger under its name keeps the other member out");
