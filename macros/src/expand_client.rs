@@ -20,8 +20,7 @@ pub(crate) fn declaration(service: &Service) -> TokenStream {
     quote! {
         #[doc = #docs]
         #(#cfgs)*
-        // A process that only serves never makes a client.
-        #[allow(dead_code)]
+        #[allow(dead_code, reason = "a process that only serves never makes a client")]
         #[derive(::core::clone::Clone, ::core::fmt::Debug)]
         #vis struct #client {
             channel: #private::Channel,

@@ -26,8 +26,7 @@ pub(crate) fn of_trait(service: &Service) -> Server {
     let public = quote! {
         #[doc = #docs]
         #(#cfgs)*
-        // A process that only calls never makes a server.
-        #[allow(dead_code)]
+        #[allow(dead_code, reason = "a process that only calls never makes a server")]
         #vis struct #server<S> {
             service: ::std::sync::Arc<S>,
         }
