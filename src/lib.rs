@@ -445,6 +445,8 @@ mod builder;
 mod client;
 mod context;
 pub mod descriptor;
+#[cfg(test)]
+mod logged;
 mod message;
 mod metadata;
 mod methods;

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::super::circuit::{EJECTION, FAILURES_IN_A_ROW};
 use super::super::{Boxcar, Circuit, Fault, Group, PeakEwma, Random, RoundRobin};
 use super::{Few, some};
+use crate::logged::Logged;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -253,37 +253,18 @@ fn what_was_tried_comes_last_then_what_failed() {
     }
 }
 
-/// Counts what is logged from this level on.
-struct Logged(tracing::Level, AtomicUsize);
-
-impl tracing::Subscriber for Logged {
-    fn enabled(&self, of: &tracing::Metadata<'_>) -> bool {
-        *of.level() == self.0
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn event(&self, _: &tracing::Event<'_>) {
-        self.1.fetch_add(1, Ordering::Relaxed);
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[test]
 fn an_ejection_is_a_warning_in_the_log_and_its_end_a_line() {
     for (level, lines) in [(tracing::Level::WARN, [1, 1]), (tracing::Level::INFO, [0, 1])] {
-        let log = Arc::new(Logged(level, AtomicUsize::new(0)));
+        let log = Arc::new(Logged::at(level));
         let _logged = tracing::subscriber::set_default(Arc::clone(&log));
         let mut three = some(3);
         fail(&three, 0, FAILURES_IN_A_ROW + 3);
-        assert_eq!(log.1.load(Ordering::Relaxed), lines[0], "{level} after the ejection");
+        assert_eq!(log.lines(), lines[0], "{level} after the ejection");
         three.pass(EJECTION);
         while !three.choose(&RoundRobin).is_probe {}
         three.member(0).end_probe(Some(true), three.now);
         three.member(0).end_probe(Some(true), three.now);
-        assert_eq!(log.1.load(Ordering::Relaxed), lines[1], "{level} after the return");
+        assert_eq!(log.lines(), lines[1], "{level} after the return");
     }
 }

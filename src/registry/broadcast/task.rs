@@ -305,9 +305,8 @@ fn own_address(target: SocketAddr) -> Option<IpAddr> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use super::*;
+    use crate::logged::Logged;
     use crate::registry::{Freshness, RegistrationState};
 
     #[tokio::test]
@@ -320,33 +319,13 @@ mod tests {
         }
     }
 
-    /// Counts warnings.
-    #[derive(Default)]
-    struct Warnings(AtomicU64);
-
-    impl tracing::Subscriber for Warnings {
-        fn enabled(&self, of: &tracing::Metadata<'_>) -> bool {
-            *of.level() <= tracing::Level::WARN
-        }
-        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-            tracing::span::Id::from_u64(1)
-        }
-        fn event(&self, _: &tracing::Event<'_>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-        fn enter(&self, _: &tracing::span::Id) {}
-        fn exit(&self, _: &tracing::span::Id) {}
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_network_that_is_missing_is_looked_for_less_and_less_often_and_that_is_counted() {
         let settings = Settings::unicast(["198.51.100.7:5000"]).unwrap();
         if open(&settings).is_ok() {
             return println!("this machine has that address: nothing was tested");
         }
-        let log = Arc::new(Warnings::default());
+        let log = Arc::new(Logged::at(tracing::Level::WARN));
         let _logged = tracing::subscriber::set_default(Arc::clone(&log));
         let (node, stop) = (Arc::new(Node::new(settings)), CancellationToken::new());
         let watch = node.watch("service1", None);
@@ -358,7 +337,7 @@ mod tests {
             tokio::time::sleep_until(began + Duration::from_secs_f64(seconds)).await;
             assert_eq!(node.reopened(), reopened, "after {seconds} s");
         }
-        assert_eq!(log.0.load(Ordering::Relaxed), 1, "warnings");
+        assert_eq!(log.lines(), 1, "warnings");
         let RegistrationState::Retrying(why) = state.borrow().clone() else { panic!("it is not registered") };
         assert!(why.contains("198.51.100.7:5000"), "{why}");
         let snapshot = watch.borrow().clone();
