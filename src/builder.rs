@@ -215,7 +215,7 @@ impl Builder {
         self
     }
 
-    /// First credit of each stream in bytes: what an unread stream holds in memory; the default is 256 KiB. While a reader
+    /// First credit of each stream in bytes: what an unread stream holds in memory; the default is 512 KiB. While a reader
     /// keeps up on a path with a long round trip, it grows to half of the connection's, which is 4 MiB by default; from there
     /// on, or with a `stream_window` as large, it does not.
     pub fn stream_window(mut self, bytes: u32) -> Self {

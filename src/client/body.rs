@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 
 use crate::options::STREAM_WINDOW;
 use crate::pack::{self, Packed, Pieces};
+use crate::proto::FULL;
 use crate::status::Status;
 use crate::streaming::Streaming;
 use crate::transport::link::{Link, Piece};
@@ -21,7 +22,7 @@ use crate::wire::{StreamId, WireStatus};
 /// Bytes of a body that are remembered, so that a call which was not processed can be tried on another host. A server that does
 /// not take the call gives no credit for it, so this is what can have been asked of the body by then: the first credit of a
 /// stream, and what waits behind it.
-const REPLAY: usize = STREAM_WINDOW as usize + (128 << 10);
+const REPLAY: usize = STREAM_WINDOW as usize + FULL;
 
 /// What a client method takes where the service takes a [`Streaming<T>`]: any stream of `T`, or a [`Streaming<T>`] itself,
 /// whose error then ends the body.

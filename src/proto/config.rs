@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use super::load::Gauge;
 
-/// First credit of each stream, in bytes: enough for loopback and a data centre, little enough to stay in a cache. Longer
+/// First credit of each stream, in bytes: two quanta, so that one is under way while the other is read and given back. Longer
 /// paths get more, see `growth.rs`.
-pub(crate) const STREAM_WINDOW: u32 = 256 * 1024;
+pub(crate) const STREAM_WINDOW: u32 = 512 * 1024;
 
 /// First credit of a connection, in bytes: what all its unread streams may hold in memory together.
 pub(crate) const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;

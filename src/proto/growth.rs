@@ -15,7 +15,7 @@ use super::recv::Incoming;
 use crate::wire::StreamId;
 use crate::wire::hello::MAX_CREDIT;
 
-/// A path with a shorter round trip needs no growth: even 256 KiB allow half a gigabyte a second. One that was so short once,
+/// A path with a shorter round trip needs no growth: even 512 KiB allow a gigabyte a second. One that was so short once,
 /// as that of loopback, is not asked for again.
 const SHORT: Duration = Duration::from_micros(500);
 

@@ -53,3 +53,4 @@ pub(crate) use error::{Error, OpenError, Over, SendError};
 pub(crate) use event::{Event, Failure, MethodRef, Open, Peer, Read, SendState};
 pub(crate) use first::Short;
 pub(crate) use load::Gauge;
+pub(crate) use send::FULL;

@@ -17,11 +17,11 @@ pub(super) const CHUNK: usize = 64 * 1024;
 /// Payloads shorter than this, in bytes, are copied behind their header: one more slice in a vectored write costs more.
 pub(super) const BY_REFERENCE: usize = 2048;
 
-/// How many bytes of a stream may wait before its sender is told to: two turns, so that one is ready when one leaves.
-pub(super) const FULL: usize = 128 * 1024;
+/// How many bytes of a stream may wait before its sender is told to: as many as leave in one batch if it is alone.
+pub(crate) const FULL: usize = 256 * 1024;
 
 /// With how many bytes left a sender that waits is woken.
-pub(super) const LOW: usize = 64 * 1024;
+pub(super) const LOW: usize = 128 * 1024;
 
 /// Least credit, in bytes, for which a part of a body is sent; smaller windows would be spent on headers.
 pub(super) const LEAST: usize = 1024;

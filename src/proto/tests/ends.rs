@@ -420,7 +420,7 @@ fn a_lost_connection_says_what_may_have_run() {
     let mut batch = crate::proto::Batch::default();
     pair.client.transmit(&mut batch);
     let queued = pair.open("add", b"", false);
-    assert_eq!(pair.client.message(queued, &[0; 200_000]), Ok(SendState::Full));
+    assert_eq!(pair.client.message(queued, &[0; 300_000]), Ok(SendState::Full));
     pair.client_events.clear();
     pair.client.lost(Error::KeepaliveTimeout);
     pair.server.lost(Error::KeepaliveTimeout);

@@ -145,6 +145,11 @@ fn window(machine: &Connection, id: StreamId) -> u32 {
     machine.streams.get(id).unwrap().body.as_ref().unwrap().incoming.window.size()
 }
 
+/// With windows that have far to grow, whatever the default is.
+fn server_config() -> Config {
+    Config { stream_window: 256 * KIB, ..super::support::server_config() }
+}
+
 fn fixed() -> Config {
     // At the bound from the beginning, so that nothing grows.
     Config { connection_window: 512 * KIB, ..server_config() }
