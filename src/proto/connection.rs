@@ -88,7 +88,8 @@ impl Connection {
             streams: Streams::default(),
             outbox: Outbox::default(),
             turns: VecDeque::new(),
-            events: VecDeque::new(),
+            // Most connections rest, and then hello was all there was to tell: without room for one it would be made for four.
+            events: VecDeque::with_capacity(1),
             credit: Credit::new(0),
             window: Window::new(window),
             given: GivenNames::default(),

@@ -276,6 +276,10 @@ impl Streams {
     fn begin(&mut self, id: StreamId) -> &mut Stream {
         let slot = usize::from(id.slot());
         if slot >= self.slots.len() {
+            if slot == 0 {
+                // Many connections never have a second; the vector alone would make room for four.
+                self.slots.reserve_exact(1);
+            }
             self.slots.resize_with(slot + 1, Stream::vacant);
         }
         let stream = &mut self.slots[slot];

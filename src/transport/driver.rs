@@ -108,7 +108,8 @@ pub(crate) fn connection<H: Handler>(
         buffer: BytesMut::new(),
         read_size: MIN_READ,
         small_reads: 0,
-        events: VecDeque::new(),
+        // See `Connection::new`.
+        events: VecDeque::with_capacity(1),
         wakers: Vec::new(),
         timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         yielded: false,
