@@ -180,7 +180,8 @@ async fn frames_against_the_rules_close_their_connection_and_say_why() {
         (
             "DATA beyond the credit",
             reason::FLOW_CONTROL,
-            [streaming, frame(DATA, 0, FIRST, &[7; 65_536]).repeat(5)].concat(),
+            [streaming, frame(DATA, 0, FIRST, &[7; 65_536]).repeat(picom::options::STREAM_WINDOW as usize / 65_536)]
+                .concat(),
         ),
     ];
     for (what, expected, bytes) in cases {
