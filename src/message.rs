@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use fields::{Fields, Stopped};
+use fields::Fields;
 use found::Found;
 use rmp_serde::decode::ReadRefReader;
 use scalar::Scalar;
@@ -95,12 +95,7 @@ pub(crate) fn encode_apart<T: Serialize + 'static>(value: &T, out: &mut BytesMut
         return Ok(Apart::new());
     }
     let mut serializer = rmp_serde::Serializer::new(shared::Writer::new(out)).with_struct_map();
-    let written = match value.serialize(Fields(&mut serializer)) {
-        Ok(()) => Ok(()),
-        Err(Stopped::Elsewhere) => value.serialize(&mut serializer),
-        Err(Stopped::Failed(error)) => Err(error),
-    };
-    match written {
+    match value.serialize(Fields(&mut serializer)) {
         Ok(()) => Ok(serializer.into_inner().apart),
         Err(error) => Err(MessageError(error.to_string())),
     }

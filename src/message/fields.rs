@@ -1,6 +1,6 @@
 //! Structs, such as the arguments of a typed call, whose fields are mostly plain numbers.
 //!
-//! Owns the short way for the struct itself and those of its fields that are numbers; every other field is written by rmp-serde.
+//! Owns the short way for the struct itself and those of its fields that are numbers; everything else is written by rmp-serde.
 //! It must never write what rmp-serde would write otherwise. Look next at [`super::number`].
 
 use std::fmt::Display;
@@ -8,44 +8,28 @@ use std::fmt::Display;
 use bytes::BufMut;
 use rmp_serde::config::{DefaultConfig, StructMapConfig};
 use rmp_serde::encode::Error;
-use serde::ser::{self, Impossible, Serialize, SerializeStruct};
+use serde::ser::{Serialize, SerializeStruct, Serializer};
 
-use super::number::{Number, elsewhere};
+use super::number::Number;
 use super::shared::Writer;
 
 /// What writes everything else, and behind what is written here.
-pub(super) type Rmp<'a> = rmp_serde::Serializer<Writer<'a>, StructMapConfig<DefaultConfig>>;
-
-/// Why this is not how a value is written.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Stopped {
-    /// It is no struct. Nothing was written.
-    #[error("this is for rmp-serde")]
-    Elsewhere,
-    #[error(transparent)]
-    Failed(#[from] Error),
-}
-
-impl ser::Error for Stopped {
-    fn custom<T: Display>(message: T) -> Self {
-        Self::Failed(Error::custom(message))
-    }
-}
+type Rmp<'a> = rmp_serde::Serializer<Writer<'a>, StructMapConfig<DefaultConfig>>;
 
 /// Most fields, and longest name, that are announced in one byte.
 const FIELDS: usize = 15;
 /// See [`FIELDS`].
 const NAME: usize = 31;
 
-/// Writes one value, if it is a struct.
+/// Writes one value.
 pub(super) struct Fields<'s, 'a>(pub(super) &'s mut Rmp<'a>);
 
 impl SerializeStruct for Fields<'_, '_> {
     type Ok = ();
-    type Error = Stopped;
+    type Error = Error;
 
     #[inline]
-    fn serialize_field<T: ?Sized + Serialize>(&mut self, key: &'static str, value: &T) -> Result<(), Stopped> {
+    fn serialize_field<T: ?Sized + Serialize>(&mut self, key: &'static str, value: &T) -> Result<(), Error> {
         if key.len() <= NAME {
             let out = self.0.get_mut().out();
             out.put_u8(0xa0 | key.len() as u8);
@@ -57,33 +41,40 @@ impl SerializeStruct for Fields<'_, '_> {
             self.0.get_mut().out().put_slice(&number.bytes()[..number.len()]);
             return Ok(());
         }
-        Ok(value.serialize(&mut *self.0)?)
+        value.serialize(&mut *self.0)
     }
 
-    fn end(self) -> Result<(), Stopped> {
+    fn end(self) -> Result<(), Error> {
         Ok(())
     }
 }
 
-type Nothing = Impossible<(), Stopped>;
+/// What rmp-serde writes.
+macro_rules! as_rmp {
+    ($($method:ident($($name:ident: $argument:ty),*) -> $output:ident;)*) => {
+        $(#[inline] fn $method(self, $($name: $argument),*) -> Result<Self::$output, Error> { self.0.$method($($name),*) })*
+    };
+}
 
-impl ser::Serializer for Fields<'_, '_> {
+impl<'s, 'a> Serializer for Fields<'s, 'a> {
     type Ok = ();
-    type Error = Stopped;
-    type SerializeSeq = Nothing;
-    type SerializeTuple = Nothing;
-    type SerializeTupleStruct = Nothing;
-    type SerializeTupleVariant = Nothing;
-    type SerializeMap = Nothing;
+    type Error = Error;
+    type SerializeSeq = <&'s mut Rmp<'a> as Serializer>::SerializeSeq;
+    type SerializeTuple = <&'s mut Rmp<'a> as Serializer>::SerializeTuple;
+    type SerializeTupleStruct = <&'s mut Rmp<'a> as Serializer>::SerializeTupleStruct;
+    type SerializeTupleVariant = <&'s mut Rmp<'a> as Serializer>::SerializeTupleVariant;
+    type SerializeMap = <&'s mut Rmp<'a> as Serializer>::SerializeMap;
     type SerializeStruct = Self;
-    type SerializeStructVariant = Nothing;
+    type SerializeStructVariant = <&'s mut Rmp<'a> as Serializer>::SerializeStructVariant;
 
     #[inline]
-    fn serialize_struct(self, _: &'static str, len: usize) -> Result<Self, Stopped> {
-        if len > FIELDS {
-            return Err(Stopped::Elsewhere);
+    fn serialize_struct(self, name: &'static str, len: usize) -> Result<Self, Error> {
+        if len <= FIELDS {
+            self.0.get_mut().out().put_u8(0x80 | len as u8);
+        } else {
+            // Its beginning; what comes then is the same.
+            self.0.serialize_struct(name, len)?;
         }
-        self.0.get_mut().out().put_u8(0x80 | len as u8);
         Ok(self)
     }
 
@@ -91,59 +82,62 @@ impl ser::Serializer for Fields<'_, '_> {
         false
     }
 
-    fn collect_str<T: ?Sized + Display>(self, _: &T) -> Result<(), Stopped> {
-        Err(Stopped::Elsewhere)
+    fn collect_str<T: ?Sized + Display>(self, value: &T) -> Result<(), Error> {
+        self.0.collect_str(value)
     }
 
-    fn serialize_some<T: ?Sized + Serialize>(self, _: &T) -> Result<(), Stopped> {
-        Err(Stopped::Elsewhere)
+    fn serialize_some<T: ?Sized + Serialize>(self, value: &T) -> Result<(), Error> {
+        self.0.serialize_some(value)
     }
 
-    fn serialize_newtype_struct<T: ?Sized + Serialize>(self, _: &'static str, _: &T) -> Result<(), Stopped> {
-        Err(Stopped::Elsewhere)
+    fn serialize_newtype_struct<T: ?Sized + Serialize>(self, name: &'static str, value: &T) -> Result<(), Error> {
+        self.0.serialize_newtype_struct(name, value)
     }
 
     fn serialize_newtype_variant<T: ?Sized + Serialize>(
         self,
-        _: &'static str,
-        _: u32,
-        _: &'static str,
-        _: &T,
-    ) -> Result<(), Stopped> {
-        Err(Stopped::Elsewhere)
+        name: &'static str,
+        index: u32,
+        variant: &'static str,
+        value: &T,
+    ) -> Result<(), Error> {
+        self.0.serialize_newtype_variant(name, index, variant, value)
     }
 
-    elsewhere! { Stopped, Stopped::Elsewhere;
-        serialize_bool(bool) -> ();
-        serialize_i8(i8) -> ();
-        serialize_i16(i16) -> ();
-        serialize_i32(i32) -> ();
-        serialize_i64(i64) -> ();
-        serialize_u8(u8) -> ();
-        serialize_u16(u16) -> ();
-        serialize_u32(u32) -> ();
-        serialize_u64(u64) -> ();
-        serialize_f32(f32) -> ();
-        serialize_f64(f64) -> ();
-        serialize_char(char) -> ();
-        serialize_str(&str) -> ();
-        serialize_bytes(&[u8]) -> ();
-        serialize_none() -> ();
-        serialize_unit() -> ();
-        serialize_unit_struct(&'static str) -> ();
-        serialize_unit_variant(&'static str, u32, &'static str) -> ();
-        serialize_seq(Option<usize>) -> Nothing;
-        serialize_tuple(usize) -> Nothing;
-        serialize_tuple_struct(&'static str, usize) -> Nothing;
-        serialize_tuple_variant(&'static str, u32, &'static str, usize) -> Nothing;
-        serialize_map(Option<usize>) -> Nothing;
-        serialize_struct_variant(&'static str, u32, &'static str, usize) -> Nothing;
+    as_rmp! {
+        serialize_bool(value: bool) -> Ok;
+        serialize_i8(value: i8) -> Ok;
+        serialize_i16(value: i16) -> Ok;
+        serialize_i32(value: i32) -> Ok;
+        serialize_i64(value: i64) -> Ok;
+        serialize_i128(value: i128) -> Ok;
+        serialize_u8(value: u8) -> Ok;
+        serialize_u16(value: u16) -> Ok;
+        serialize_u32(value: u32) -> Ok;
+        serialize_u64(value: u64) -> Ok;
+        serialize_u128(value: u128) -> Ok;
+        serialize_f32(value: f32) -> Ok;
+        serialize_f64(value: f64) -> Ok;
+        serialize_char(value: char) -> Ok;
+        serialize_str(value: &str) -> Ok;
+        serialize_bytes(value: &[u8]) -> Ok;
+        serialize_none() -> Ok;
+        serialize_unit() -> Ok;
+        serialize_unit_struct(name: &'static str) -> Ok;
+        serialize_unit_variant(name: &'static str, index: u32, variant: &'static str) -> Ok;
+        serialize_seq(len: Option<usize>) -> SerializeSeq;
+        serialize_tuple(len: usize) -> SerializeTuple;
+        serialize_tuple_struct(name: &'static str, len: usize) -> SerializeTupleStruct;
+        serialize_tuple_variant(name: &'static str, index: u32, variant: &'static str, len: usize) -> SerializeTupleVariant;
+        serialize_map(len: Option<usize>) -> SerializeMap;
+        serialize_struct_variant(name: &'static str, index: u32, variant: &'static str, len: usize) -> SerializeStructVariant;
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::cell::Cell;
     use std::collections::BTreeMap;
 
     use bytes::{Bytes, BytesMut};
@@ -256,6 +250,22 @@ mod tests {
         }
         of!(a b c d e f g h i j k l m n o);
         of!(a b c d e f g h i j k l m n o p);
+    }
+
+    /// Text that can be had once, as that of an iterator.
+    struct Once(Cell<Option<String>>);
+
+    impl Serialize for Once {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            self.0.take().unwrap().serialize(serializer)
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_no_struct_is_asked_once() {
+        let mut out = BytesMut::new();
+        assert!(encode_apart(&Once(Cell::new(Some("x".into()))), &mut out).unwrap().is_empty());
+        assert_eq!(&out[..], b"\xa1x");
     }
 
     #[derive(Serialize)]

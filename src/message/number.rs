@@ -73,13 +73,12 @@ impl ser::Error for Elsewhere {
 
 type Nothing = Impossible<Number, Elsewhere>;
 
-/// Everything that is not here: with which error.
+/// Everything that is not here.
 macro_rules! elsewhere {
-    ($error:ty, $value:expr; $($method:ident($($argument:ty),*) -> $output:ty;)*) => {
-        $(#[inline] fn $method(self, $(_: $argument),*) -> Result<$output, $error> { Err($value) })*
+    ($($method:ident($($argument:ty),*) -> $output:ty;)*) => {
+        $(#[inline] fn $method(self, $(_: $argument),*) -> Result<$output, Elsewhere> { Err(Elsewhere) })*
     };
 }
-pub(super) use elsewhere;
 
 impl ser::Serializer for Writer {
     type Ok = Number;
@@ -194,7 +193,7 @@ impl ser::Serializer for Writer {
         Err(Elsewhere)
     }
 
-    elsewhere! { Elsewhere, Elsewhere;
+    elsewhere! {
         serialize_char(char) -> Number;
         serialize_str(&str) -> Number;
         serialize_bytes(&[u8]) -> Number;
