@@ -11,6 +11,7 @@ use picom::registry::Fixed;
 use picom::{Builder, Bytes, Picom, Status, Streaming};
 
 use crate::peer::{Client, Feed, Peer};
+use crate::workloads::meter::Pace;
 
 /// The name of the service.
 pub(super) const SERVICE: &str = "bench";
@@ -62,30 +63,43 @@ impl Bench for Handler {
 pub(super) fn sent(count: u64) -> Streaming<u64> {
     let (sender, items) = picom::channel();
     tokio::spawn(async move {
+        let mut pace = Pace::items();
         for item in 0..count {
+            pace.add(1);
             sender.send(item).await.expect("somebody reads");
         }
     });
     items
 }
 
+/// Items that are there, for a client.
+pub(super) fn ready(count: u64) -> impl Stream<Item = u64> {
+    let mut pace = Pace::items();
+    stream::iter((0..count).inspect(move |_| pace.add(1)))
+}
+
 /// The same chunk again and again.
 pub(super) fn chunks(count: u64, size: usize) -> impl Stream<Item = Bytes> {
-    let chunk = Bytes::from(vec![7; size]);
-    stream::iter((0..count).map(move |_| chunk.clone()))
+    let (chunk, mut pace) = (Bytes::from(vec![7; size]), Pace::bytes());
+    stream::iter((0..count).map(move |_| {
+        pace.add(size as u64);
+        chunk.clone()
+    }))
 }
 
 pub(super) async fn add_up(mut items: Streaming<u64>) -> Result<u64, Status> {
-    let mut sum = 0_u64;
+    let (mut sum, mut pace) = (0_u64, Pace::items());
     while let Some(item) = items.message().await? {
+        pace.add(1);
         sum = sum.wrapping_add(item);
     }
     Ok(sum)
 }
 
 pub(super) async fn count_bytes(mut chunks: Streaming<Bytes>) -> Result<u64, Status> {
-    let mut bytes = 0;
+    let (mut bytes, mut pace) = (0, Pace::bytes());
     while let Some(chunk) = chunks.message().await? {
+        pace.add(chunk.len() as u64);
         bytes += chunk.len() as u64;
     }
     Ok(bytes)
@@ -171,7 +185,7 @@ impl Client for TypedCalls {
 
     async fn items_up(&self, count: u64, feed: Feed) -> u64 {
         let sum = match feed {
-            Feed::Ready => self.0.sum(stream::iter(0..count)).await,
+            Feed::Ready => self.0.sum(ready(count)).await,
             Feed::Sent => self.0.sum(sent(count)).await,
         };
         sum.expect("a sum")

@@ -9,7 +9,7 @@ use futures::stream;
 use picom::{Bytes, Context, Methods, Picom, Status, args};
 use serde::Deserialize;
 
-use super::picom::{SERVICE, add_up, chunks, client, count_bytes, fixed, sent, server};
+use super::picom::{SERVICE, add_up, chunks, client, count_bytes, fixed, ready, sent, server};
 use crate::peer::{Client, Feed, Peer};
 
 #[derive(Deserialize)]
@@ -98,7 +98,7 @@ impl Client for CallsByName {
     async fn items_up(&self, count: u64, feed: Feed) -> u64 {
         let call = self.0.fetch(SERVICE, "sum", ());
         let sum = match feed {
-            Feed::Ready => call.body(stream::iter(0..count)).await,
+            Feed::Ready => call.body(ready(count)).await,
             Feed::Sent => call.body(sent(count)).await,
         };
         sum.expect("a sum")

@@ -5,9 +5,10 @@
 //! Next: `tarpc`, `volo` and `moleculer` beside this.
 
 use crate::peer::{Client, Feed, Peer};
+use crate::workloads::meter::Pace;
 use bytes::Bytes;
 use futures::future::Either;
-use futures::stream;
+use futures::{StreamExt, stream};
 use std::iter;
 use std::net::{SocketAddr, TcpListener};
 use tokio::sync::mpsc;
@@ -180,16 +181,18 @@ fn items<T: Send + 'static>(count: u64, sent: bool, item: fn(u64) -> T) -> Items
 }
 
 async fn sum_items(items: &mut Streaming<Number>) -> Result<u64, Status> {
-    let mut sum = 0_u64;
+    let (mut sum, mut pace) = (0_u64, Pace::items());
     while let Some(item) = items.message().await? {
+        pace.add(1);
         sum = sum.wrapping_add(item.value);
     }
     Ok(sum)
 }
 
 async fn sum_chunks(chunks: &mut Streaming<Chunk>) -> Result<u64, Status> {
-    let mut sum = 0;
+    let (mut sum, mut pace) = (0, Pace::bytes());
     while let Some(chunk) = chunks.message().await? {
+        pace.add(chunk.body.len() as u64);
         sum += chunk.body.len() as u64;
     }
     Ok(sum)
@@ -215,7 +218,8 @@ impl Client for TonicClient {
     }
 
     async fn items_up(&self, count: u64, feed: Feed) -> u64 {
-        let items = items(count, feed == Feed::Sent, |value| Number { value });
+        let mut pace = Pace::items();
+        let items = items(count, feed == Feed::Sent, |value| Number { value }).inspect(move |_| pace.add(1));
         self.0.clone().items_up(items).await.unwrap().into_inner().value
     }
 
@@ -227,7 +231,8 @@ impl Client for TonicClient {
 
     async fn chunks_up(&self, count: u64, size: usize) -> u64 {
         let chunk = Chunk { body: Bytes::from(vec![7; size]) };
-        let chunks = stream::iter(iter::repeat_n(chunk, count as usize));
+        let mut pace = Pace::bytes();
+        let chunks = stream::iter(iter::repeat_n(chunk, count as usize)).inspect(move |_| pace.add(size as u64));
         self.0.clone().chunks_up(chunks).await.unwrap().into_inner().value
     }
 }

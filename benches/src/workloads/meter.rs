@@ -75,6 +75,38 @@ impl Lap {
     }
 }
 
+/// The clock of one stream, at the client: what it is given or gives, in so many items or bytes at a time.
+pub(crate) struct Pace {
+    lap: Lap,
+    every: u64,
+    since: u64,
+}
+
+impl Pace {
+    /// For items, of which each is too short for a clock.
+    pub(crate) fn items() -> Self {
+        Self::each(1024)
+    }
+
+    /// For chunks.
+    pub(crate) fn bytes() -> Self {
+        Self::each(64 << 10)
+    }
+
+    fn each(every: u64) -> Self {
+        Self { lap: Lap::start(), every, since: 0 }
+    }
+
+    #[inline]
+    pub(crate) fn add(&mut self, more: u64) {
+        self.since += more;
+        if self.since >= self.every {
+            self.since = 0;
+            self.lap.done();
+        }
+    }
+}
+
 #[inline]
 fn record(nanos: u64) {
     MINE.with(|mine| {

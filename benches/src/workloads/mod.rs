@@ -6,7 +6,7 @@
 pub(crate) mod calls;
 mod growth;
 pub(crate) mod idle;
-mod meter;
+pub(crate) mod meter;
 mod mixture;
 mod streams;
 

@@ -5,7 +5,9 @@
 
 use std::time::Instant;
 
-use super::{Figures, Plan, Used, WARM_UP};
+use hdrhistogram::Histogram;
+
+use super::{Figures, Plan, Used, WARM_UP, calls, meter};
 use crate::peer::{Client, Feed};
 
 /// Bytes of a chunk.
@@ -70,12 +72,15 @@ pub(crate) async fn run<C: Client>(client: C, stream: Stream, plan: &Plan) -> Fi
     };
     let count = (count as f64 * plan.measured.as_secs_f64() / took.as_secs_f64()) as u64;
     let watch = plan.watch();
+    meter::begin();
     stream.once(&client, count.max(1)).await;
-    figures(watch.stop(), count.max(1), stream)
+    let paces = meter::end();
+    figures(watch.stop(), count.max(1), &paces, stream)
 }
 
-fn figures(used: Used, count: u64, stream: Stream) -> Figures {
-    let mut figures = used.figures(count);
+/// The percentiles are those of the time between one chunk and the next, or from one item to the 1,024th after it.
+fn figures(used: Used, count: u64, paces: &Histogram<u32>, stream: Stream) -> Figures {
+    let mut figures = calls::figures(used, count, paces);
     let bytes = if stream.is_of_chunks() { CHUNK } else { 8 };
     figures.insert("mb_s".to_owned(), (count * bytes as u64) as f64 / 1e6 / used.seconds);
     figures

@@ -15,6 +15,7 @@ use super::client::Shared;
 use super::frame::{Key, Kind, number};
 use super::slab::Entry;
 use crate::peer::Feed;
+use crate::workloads::meter::Pace;
 
 /// A stream that is read.
 struct Reader<'a> {
@@ -84,8 +85,9 @@ pub(crate) async fn items(shared: &Shared, count: u64, feed: Feed) -> u64 {
         Feed::Sent => Kind::ItemsSent,
     };
     let mut items = read(Reader::open(shared, kind, &count.to_le_bytes()));
-    let mut sum = 0_u64;
+    let (mut sum, mut pace) = (0_u64, Pace::items());
     while let Some(item) = items.next().await {
+        pace.add(1);
         sum = sum.wrapping_add(item);
     }
     sum
@@ -96,8 +98,9 @@ pub(crate) async fn chunks(shared: &Shared, count: u64, size: usize) -> u64 {
     arguments[..8].copy_from_slice(&count.to_le_bytes());
     arguments[8..].copy_from_slice(&(size as u64).to_le_bytes());
     let mut reader = Reader::open(shared, Kind::Chunks, &arguments);
-    let mut bytes = 0;
+    let (mut bytes, mut pace) = (0, Pace::bytes());
     while let Some(piece) = poll_fn(|cx| reader.poll(cx)).await {
+        pace.add(piece.len() as u64);
         bytes += piece.len() as u64;
     }
     bytes

@@ -1,8 +1,8 @@
 //! The handlers of streams that go down: where their items come from.
 //!
 //! Items reach a multiplexer from code that it does not know, and are messages of any length: so they come through a boxed
-//! `Stream`, one poll each, and go behind a byte with their length. A loop over numbers that the compiler sees through is five
-//! times as fast and multiplexes nothing. Must never send. Next: `server`.
+//! `Stream`, one poll each, and go behind a byte with their length. A loop over numbers that the compiler sees through is faster
+//! and multiplexes nothing. Must never send. Next: `server`.
 
 use std::task::{Context, Poll};
 
@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::BATCH;
 use crate::peer::Feed;
+use crate::workloads::meter::Pace;
 
 /// Items that a channel holds, as many as picom's and what people write by hand.
 pub(crate) const CHANNEL: usize = 64;
@@ -23,17 +24,19 @@ pub(crate) const ITEM: usize = 9;
 /// One stream's source.
 pub(crate) enum Source {
     Items(BoxStream<'static, u64>),
-    Chunks { left: u64, chunk: Bytes, rest: Bytes },
+    Chunks { left: u64, chunk: Bytes, rest: Bytes, pace: Pace },
 }
 
 impl Source {
     pub(crate) fn items(count: u64, feed: Feed) -> Self {
+        let mut pace = Pace::items();
         Self::Items(match feed {
-            Feed::Ready => stream::iter(0..count).boxed(),
+            Feed::Ready => stream::iter((0..count).inspect(move |_| pace.add(1))).boxed(),
             Feed::Sent => {
                 let (sender, mut receiver) = mpsc::channel(CHANNEL);
                 tokio::spawn(async move {
                     for item in 0..count {
+                        pace.add(1);
                         sender.send(item).await.expect("somebody reads");
                     }
                 });
@@ -43,7 +46,7 @@ impl Source {
     }
 
     pub(crate) fn chunks(count: u64, size: usize) -> Self {
-        Self::Chunks { left: count, chunk: Bytes::from(vec![7; size]), rest: Bytes::new() }
+        Self::Chunks { left: count, chunk: Bytes::from(vec![7; size]), rest: Bytes::new(), pace: Pace::bytes() }
     }
 
     /// What to send next: as many items as are ready and fit a frame, or what there is credit for of a chunk. `None` at the end.
@@ -68,8 +71,9 @@ impl Source {
                 Poll::Ready(Some(batch.freeze()))
             }
             Self::Chunks { left: 0, rest, .. } if rest.is_empty() => Poll::Ready(None),
-            Self::Chunks { left, chunk, rest } => {
+            Self::Chunks { left, chunk, rest, pace } => {
                 if rest.is_empty() {
+                    pace.add(chunk.len() as u64);
                     *left -= 1;
                     *rest = chunk.clone();
                 }
