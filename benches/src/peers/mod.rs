@@ -6,6 +6,7 @@ pub(crate) mod moleculer;
 pub(crate) mod picom;
 pub(crate) mod picom_consul;
 pub(crate) mod picom_name;
+pub(crate) mod picom_two;
 pub(crate) mod raw;
 pub(crate) mod raw_std;
 pub(crate) mod tarpc;
@@ -25,6 +26,7 @@ pub(crate) const ALL: &[&str] = &[
     picom::Typed::NAME,
     picom_name::ByName::NAME,
     picom_consul::ThroughConsul::NAME,
+    picom_two::Two::NAME,
     tarpc::Tarpc::NAME,
     tarpc::TarpcMp::NAME,
     tonic::Tonic::NAME,
@@ -47,6 +49,7 @@ pub(crate) fn visit<V: Visit>(name: &str, visitor: V) -> V::Output {
         picom::Typed::NAME => visitor.visit::<picom::Typed>(),
         picom_name::ByName::NAME => visitor.visit::<picom_name::ByName>(),
         picom_consul::ThroughConsul::NAME => visitor.visit::<picom_consul::ThroughConsul>(),
+        picom_two::Two::NAME => visitor.visit::<picom_two::Two>(),
         tarpc::Tarpc::NAME => visitor.visit::<tarpc::Tarpc>(),
         tarpc::TarpcMp::NAME => visitor.visit::<tarpc::TarpcMp>(),
         tonic::Tonic::NAME => visitor.visit::<tonic::Tonic>(),
