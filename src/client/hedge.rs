@@ -268,9 +268,9 @@ impl<A: Arguments> Attempts<A> {
     /// given up, and may have run.
     fn after_one_of_two(&mut self, attempt: Attempt, error: BodyError) -> Result<(), Failed> {
         let before = std::mem::replace(&mut self.may_have_run, true);
-        let Failing { target, class, status, .. } = self.judge(attempt, error)?;
+        let Failing { target, class, status, application, .. } = self.judge(attempt, error)?;
         if !class.allows(self.is_idempotent(&target), true) {
-            return Err(self.failed(Some(&target), status));
+            return Err(Failed { application, ..self.failed(Some(&target), status) });
         }
         self.may_have_run = before;
         self.set_aside(&target, class);
