@@ -117,6 +117,10 @@
 //! # fn handler() -> Result<i64, Status> {
 //! return Err(Status::aborted("lost against another transaction").retryable()); // in a handler: it may be tried again
 //! # }
+//! # enum BookingError { Conflict }
+//! # fn other(cx: &picom::Context) -> Result<i64, BookingError> {
+//! cx.allow_retry(); return Err(BookingError::Conflict); // the same with an error type of its own
+//! # }
 //! ```
 //!
 //! # By name
