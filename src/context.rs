@@ -49,6 +49,8 @@ struct Inner {
     metadata: Option<Box<Metadata>>,
     /// Most answers have none.
     answer: OnceLock<Mutex<Metadata>>,
+    /// If it fails, it may be tried again.
+    retryable: AtomicBool,
     cancelled: AtomicBool,
     token: OnceLock<CancellationToken>,
 }
@@ -86,6 +88,7 @@ impl Context {
             attempt,
             metadata,
             answer: OnceLock::new(),
+            retryable: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             token: OnceLock::new(),
         }))
@@ -105,6 +108,7 @@ impl Context {
                 inner.attempt = attempt;
                 inner.metadata = metadata;
                 inner.answer.take();
+                *inner.retryable.get_mut() = false;
                 *inner.cancelled.get_mut() = false;
                 inner.token.take();
                 return context;
@@ -165,6 +169,51 @@ impl Context {
     pub(crate) fn take_answer_metadata(&self) -> Option<Metadata> {
         let answer = self.0.answer.get()?;
         Some(std::mem::take(&mut *answer.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// Says that the call may be tried again if this handler fails now, whatever the method: it has done nothing, or has undone it, and to
+    /// run it anew may bring another outcome. This is how a method with an error type of its own says what others say with
+    /// [`Status::retryable`](crate::Status::retryable), and it means the same. If the call is not tried again, or fails in the end, the
+    /// caller gets the error as it is.
+    ///
+    /// It is not said of an error that a stream yields, for then its answer has begun.
+    ///
+    /// ```
+    /// use picom::Context;
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Debug, Serialize, Deserialize)]
+    /// enum BookingError {
+    ///     /// Another transaction was first; rolled back.
+    ///     Conflict,
+    ///     /// Somebody else has that seat.
+    ///     Taken,
+    /// }
+    ///
+    /// #[picom::service]
+    /// trait Booking {
+    ///     async fn book(&self, cx: &Context, seat: u32) -> Result<u64, BookingError>;
+    /// }
+    ///
+    /// struct Theatre;
+    ///
+    /// impl Booking for Theatre {
+    ///     async fn book(&self, cx: &Context, seat: u32) -> Result<u64, BookingError> {
+    ///         let booked = reserve(seat);
+    ///         if let Err(BookingError::Conflict) = booked {
+    ///             cx.allow_retry();
+    ///         }
+    ///         booked
+    ///     }
+    /// }
+    /// # fn reserve(seat: u32) -> Result<u64, BookingError> { if seat == 0 { Err(BookingError::Taken) } else { Ok(7) } }
+    /// ```
+    pub fn allow_retry(&self) {
+        self.0.retryable.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn allows_retry(&self) -> bool {
+        self.0.retryable.load(Ordering::Relaxed)
     }
 
     /// Whether the caller has given up, is gone, or its deadline has passed. The handler itself is dropped then; this is
@@ -264,6 +313,7 @@ mod tests {
         metadata.insert("tenant", "acme").unwrap();
         let first = Context::begin(None, &line, Some(Instant::now()), 3, Some(Box::new(metadata)));
         first.set_answer_metadata("cost", "1").unwrap();
+        first.allow_retry();
         let held = first.clone();
         assert!(held.cancelled().now_or_never().is_none(), "it waits, so there is a token");
         first.cancel();
@@ -276,7 +326,7 @@ mod tests {
 
         let third = Context::begin(Some(held), &line, None, 0, None);
         assert_eq!((third.attempt(), third.deadline(), third.is_cancelled()), (0, None, false));
-        assert!(third.metadata().is_empty() && third.take_answer_metadata().is_none());
+        assert!(third.metadata().is_empty() && third.take_answer_metadata().is_none() && !third.allows_retry());
         assert!(third.0.token.get().is_none(), "whoever waited for the first must not hear of the third");
     }
 

@@ -96,8 +96,8 @@
 //! cancels it at the server.
 //!
 //! A call is tried again on another host only where that is safe: when its handler provably never ran, or when the method is
-//! `idempotent` and no answer had begun, or when its handler says so ([`Status::retryable`]). A retry never outlives the deadline
-//! of the call.
+//! `idempotent` and no answer had begun, or when its handler says so ([`Status::retryable`], and [`Context::allow_retry`] beside an
+//! error type of one's own). A retry never outlives the deadline of the call.
 //!
 //! A call of an idempotent method may also be helped while it runs: [`Call::hedge`] asks a second host when the first one is
 //! late, and [`Call::attempt_timeout`] leaves a host that takes too long:
@@ -116,6 +116,10 @@
 //! # }
 //! # fn handler() -> Result<i64, Status> {
 //! return Err(Status::aborted("lost against another transaction").retryable()); // in a handler: it may be tried again
+//! # }
+//! # enum BookingError { Conflict }
+//! # fn other(cx: &picom::Context) -> Result<i64, BookingError> {
+//! cx.allow_retry(); return Err(BookingError::Conflict); // the same with an error type of its own
 //! # }
 //! ```
 //!

@@ -259,7 +259,8 @@ impl Status {
     ///
     /// Any other status of a handler is final, also with a time. A method that streams its answer can say it with its own `Err`, but not with
     /// that of an item, for then its answer has begun. It is no longer said when a handler passes on what another call came to: that one
-    /// has been tried again already. An error type of one's own has no place for it.
+    /// has been tried again already. An error type of one's own has no place for it; beside it the handler says
+    /// [`Context::allow_retry`](crate::Context::allow_retry).
     ///
     /// ```
     /// use picom::Status;

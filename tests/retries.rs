@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures::stream;
+use futures::{Stream, stream};
 use picom::balance::RoundRobin;
 use picom::registry::Fixed;
 use picom::{Builder, Bytes, Code, Context, Execution, Methods, Picom, Status, Streaming};
@@ -380,6 +380,88 @@ async fn a_call_is_tried_again_if_its_handler_says_that_it_may_be() {
         let error = pair.client.fetch::<u64>(SERVICE, method, ()).await.unwrap_err();
         assert_eq!((error.code(), error.attempts(), ran.load(Ordering::SeqCst)), (Code::Aborted, 1, 1), "{error}");
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+enum BookingError {
+    Conflict,
+    Taken,
+}
+
+#[picom::service]
+trait Booking {
+    async fn book(&self, cx: &Context, seat: u32) -> Result<u32, BookingError>;
+    async fn seats(&self, cx: &Context, row: u32) -> Result<impl Stream<Item = u32>, BookingError>;
+    async fn offers(&self, cx: &Context) -> Result<impl Stream<Item = Result<u32, BookingError>>, BookingError>;
+}
+
+/// Fails with these errors, one after the other, and then not; conflicts may be tried again.
+struct Theatre {
+    errors: Vec<BookingError>,
+    ran: Arc<AtomicUsize>,
+}
+
+impl Theatre {
+    fn next(&self, cx: &Context) -> Result<(), BookingError> {
+        let Some(error) = self.errors.get(self.ran.fetch_add(1, Ordering::SeqCst)) else { return Ok(()) };
+        if *error == BookingError::Conflict {
+            cx.allow_retry();
+        }
+        Err(*error)
+    }
+}
+
+impl Booking for Theatre {
+    async fn book(&self, cx: &Context, seat: u32) -> Result<u32, BookingError> {
+        self.next(cx).map(|()| seat)
+    }
+
+    async fn seats(&self, cx: &Context, row: u32) -> Result<impl Stream<Item = u32>, BookingError> {
+        self.next(cx).map(|()| stream::iter([row]))
+    }
+
+    async fn offers(&self, cx: &Context) -> Result<impl Stream<Item = Result<u32, BookingError>>, BookingError> {
+        Ok(stream::iter([self.next(cx).map(|()| 7)]))
+    }
+}
+
+async fn theatre(errors: &[BookingError]) -> (Pair, BookingClient, Arc<AtomicUsize>) {
+    let ran = Arc::new(AtomicUsize::new(0));
+    let pair = pair(BookingServer::new(Theatre { errors: errors.to_vec(), ran: Arc::clone(&ran) })).await;
+    let client = pair.client.client(SERVICE);
+    (pair, client, ran)
+}
+
+#[tokio::test]
+async fn a_method_with_an_error_type_of_its_own_can_say_that_it_may_be_tried_again() {
+    use BookingError::{Conflict, Taken};
+    // None of them is idempotent.
+    let (_pair, client, ran) = theatre(&[Conflict, Conflict]).await;
+    let (seat, info) = client.book(12).with_info().await.unwrap();
+    assert_eq!((seat, info.attempts(), ran.load(Ordering::SeqCst)), (12, 3, 3));
+    let (_pair, client, ran) = theatre(&[Conflict]).await;
+    let mut seats = client.seats(3).await.unwrap();
+    assert_eq!((seats.next().await.unwrap().unwrap(), ran.load(Ordering::SeqCst)), (3, 2));
+
+    // The error is the caller's as it is, however often it was tried.
+    let (pair, client, ran) = theatre(&[Conflict; 9]).await;
+    assert_eq!(client.book(12).await.unwrap_err().app(), Some(&Conflict));
+    assert_eq!(ran.load(Ordering::SeqCst), 4);
+    let error = pair.client.fetch::<u32>(SERVICE, "book", picom::args! { seat: 12 }).retries(1).await.unwrap_err();
+    assert_eq!(
+        (error.attempts(), error.application_error(), error.is_retryable()),
+        (2, Some(Conflict), true),
+        "{error}"
+    );
+
+    // One past it: nothing was said, or it was said of an answer that had begun.
+    let (_pair, client, ran) = theatre(&[Conflict, Taken]).await;
+    assert_eq!(client.book(12).await.unwrap_err().app(), Some(&Taken));
+    assert_eq!(ran.load(Ordering::SeqCst), 2, "what was said of one attempt holds for the next one");
+    let (_pair, client, ran) = theatre(&[Conflict]).await;
+    let mut offers = client.offers().await.unwrap();
+    assert_eq!(offers.next().await.unwrap().unwrap_err().app(), Some(&Conflict));
+    assert_eq!(ran.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,9 +13,14 @@ use super::{Balancer, Candidate, Candidates};
 /// Latencies below this, in seconds, do not differ: that is how long a task may wait for its turn on any busy machine, and
 /// what linkerd assumes at least.
 const LEAST_LATENCY: f64 = 0.001;
+/// Latencies of which the longer is not this many times the shorter do not differ either. A longer one is believed at once and for
+/// seconds, and chance or a moment's wait for a processor makes one of a fifth or two; if these decided, equal servers would get unequal
+/// shares for as long.
+const ALIKE: f64 = 1.5;
 
 /// Of two random endpoints the one with the lower latency × (calls under way + 1) ÷ weight. This is the default. It keeps
-/// away from an endpoint that is slow also when each client has few calls under way.
+/// away from an endpoint that is slow also when each client has few calls under way. As long as neither takes half as long again as the
+/// other, only the calls under way count.
 ///
 /// [`Candidate::latency`] says what latency is; here it is at least the time for which calls have been
 /// [waiting](Candidate::waiting) in vain, so that one that hangs is known before any call has failed, and at least 1 ms. An
@@ -25,8 +30,7 @@ pub struct PeakEwma;
 
 impl Balancer for PeakEwma {
     fn pick<'a>(&self, among: &Candidates<'a>) -> Option<Candidate<'a>> {
-        let typical = OnceCell::new();
-        best_of_two(among, |candidate| latency(among, candidate, &typical) * crowd(candidate))
+        faster_of_two(among, crowd)
     }
 }
 
@@ -69,11 +73,7 @@ impl Default for Boxcar {
 
 impl Balancer for Boxcar {
     fn pick<'a>(&self, among: &Candidates<'a>) -> Option<Candidate<'a>> {
-        let typical = OnceCell::new();
-        best_of_two(among, |candidate| {
-            let load = 1.0 + candidate.reported().unwrap_or(0.0);
-            latency(among, candidate, &typical) * crowd(candidate) * load
-        })
+        faster_of_two(among, |candidate| crowd(candidate) * (1.0 + candidate.reported().unwrap_or(0.0)))
     }
 
     fn wants_load(&self) -> bool {
@@ -96,12 +96,28 @@ pub struct LeastOutstanding;
 
 impl Balancer for LeastOutstanding {
     fn pick<'a>(&self, among: &Candidates<'a>) -> Option<Candidate<'a>> {
-        best_of_two(among, crowd)
+        best_of_two(among, |first, second| crowd(second) < crowd(first))
     }
 }
 
-/// Draws two different ones; the first wins a tie, and is a random one.
-fn best_of_two<'a>(among: &Candidates<'a>, cost: impl Fn(&Candidate<'a>) -> f64) -> Option<Candidate<'a>> {
+/// The one with the lower latency × cost.
+fn faster_of_two<'a>(among: &Candidates<'a>, cost: impl Fn(&Candidate<'a>) -> f64) -> Option<Candidate<'a>> {
+    let typical = OnceCell::new();
+    best_of_two(among, |first, second| {
+        let (one, other) = (latency(among, first, &typical), latency(among, second, &typical));
+        if one.max(other) < one.min(other) * ALIKE {
+            cost(second) < cost(first)
+        } else {
+            other * cost(second) < one * cost(first)
+        }
+    })
+}
+
+/// Draws two different ones; the first, which is a random one, wins unless the second is `better`.
+fn best_of_two<'a>(
+    among: &Candidates<'a>,
+    better: impl Fn(&Candidate<'a>, &Candidate<'a>) -> bool,
+) -> Option<Candidate<'a>> {
     let len = among.len();
     if len < 2 {
         return among.get(0);
@@ -109,7 +125,7 @@ fn best_of_two<'a>(among: &Candidates<'a>, cost: impl Fn(&Candidate<'a>) -> f64)
     let first = fastrand::usize(..len);
     let second = (first + fastrand::usize(1..len)) % len;
     let (first, second) = (among.get(first)?, among.get(second)?);
-    Some(if cost(&second) < cost(&first) { second } else { first })
+    Some(if better(&first, &second) { second } else { first })
 }
 
 /// Calls under way with this one, in proportion to the weight.

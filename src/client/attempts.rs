@@ -96,12 +96,14 @@ pub(super) struct Failing {
     pub(super) status: Status,
     /// When the server asks to be tried again.
     pub(super) asked: Option<Duration>,
+    /// The method's own error, if it is that.
+    pub(super) application: Option<Bytes>,
 }
 
 impl Failing {
     /// Before anything was sent.
     fn unsent(ticket: &Ticket, class: Class, status: Status) -> Self {
-        Self { target: Arc::clone(ticket.target()), class, status, asked: None }
+        Self { target: Arc::clone(ticket.target()), class, status, asked: None, application: None }
     }
 }
 
@@ -376,13 +378,18 @@ impl<A: Arguments> Attempts<A> {
 
     /// Waits for the next attempt if there may be one; otherwise the error of the call.
     async fn go_on(&mut self, failing: Failing) -> Result<(), Failed> {
-        let Failing { target, class, status, asked } = failing;
+        let Failing { target, class, status, asked, application } = failing;
         let delay = match self.may_go_on(&target, class, asked).await {
             Ok(delay) => delay,
-            Err(None) => return Err(self.failed(Some(&target), status)),
-            Err(Some(why)) => {
-                let text = format!("{}; not tried again, because {why}", status.message());
-                return Err(self.failed(Some(&target), status.with_message(text)));
+            Err(why) => {
+                let status = match why {
+                    None => status,
+                    Some(why) => {
+                        let text = format!("{}; not tried again, because {why}", status.message());
+                        status.with_message(text)
+                    }
+                };
+                return Err(Failed { application, ..self.failed(Some(&target), status) });
             }
         };
         self.set_aside(&target, class);

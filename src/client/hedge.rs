@@ -52,6 +52,9 @@ pub(super) struct Hedging(Mutex<State>);
 struct State {
     saved: u32,
     methods: HashMap<Box<str>, Latencies>,
+    /// Second attempts that were made, for the simulator.
+    #[cfg(test)]
+    made: usize,
 }
 
 impl State {
@@ -99,6 +102,27 @@ impl Hedging {
         let rest = state.saved.checked_sub(PRICE);
         state.saved = rest.unwrap_or(state.saved);
         rest.is_some()
+    }
+}
+
+#[cfg(test)]
+impl Hedging {
+    fn made(&self, was_made: bool) {
+        self.lock().made += usize::from(was_made);
+    }
+}
+
+/// What the simulator judges, and the mistake that it must find.
+#[cfg(test)]
+impl super::Channel {
+    /// How many second attempts were made beside a first.
+    pub(crate) fn second_attempts(&self) -> usize {
+        self.pool.hedging.lock().made
+    }
+
+    /// Saves as much as can be saved, whatever was earned.
+    pub(crate) fn fill_budget(&self) {
+        self.pool.hedging.lock().saved = BURST * PRICE;
     }
 }
 
@@ -208,6 +232,8 @@ impl<A: Arguments> Attempts<A> {
                 Event::Connected(connected) => {
                     race.connecting = None;
                     let attempt = connected.and_then(|(ticket, link)| self.open_beside(ticket, link));
+                    #[cfg(test)]
+                    self.pool.hedging.made(attempt.is_some());
                     let ends = ends(Instant::now(), timeout);
                     race.runners.extend(attempt.map(|attempt| Runner { attempt, is_second: true, ends }));
                 }
@@ -268,9 +294,9 @@ impl<A: Arguments> Attempts<A> {
     /// given up, and may have run.
     fn after_one_of_two(&mut self, attempt: Attempt, error: BodyError) -> Result<(), Failed> {
         let before = std::mem::replace(&mut self.may_have_run, true);
-        let Failing { target, class, status, .. } = self.judge(attempt, error)?;
+        let Failing { target, class, status, application, .. } = self.judge(attempt, error)?;
         if !class.allows(self.is_idempotent(&target), true) {
-            return Err(self.failed(Some(&target), status));
+            return Err(Failed { application, ..self.failed(Some(&target), status) });
         }
         self.may_have_run = before;
         self.set_aside(&target, class);

@@ -59,11 +59,7 @@ impl<A: Arguments> Attempts<A> {
             }
         }
         let (status, application) = self.status_of(failure);
-        if application.is_some() {
-            let status = self.failed(Some(&target), status).status;
-            return Err(Failed { status, application });
-        }
-        Ok(Failing { target, class, status, asked })
+        Ok(Failing { target, class, status, asked, application })
     }
 
     /// Tells balancing what a failure says of the endpoint. Whatever the application says speaks for it, except that it is

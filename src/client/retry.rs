@@ -9,11 +9,12 @@
 //! | R1, not processed | the server refused it as busy or leaving, or said with DRAIN that it had not accepted it | any call | none, or as the server says if nobody else can be asked |
 //! | R2, may have run | sent, and no byte of an answer came before the connection was lost or the attempt's own time was up | if idempotent | below 25 ms |
 //! | R3, final | a byte of an answer had come; any other failure that the handler or the server answered with; the deadline | never | |
-//! | R4, retryable | the handler answered with a status that says [`retryable`](crate::Status::retryable), and no byte of an answer | any call | below 25 ms, or as the handler says |
+//! | R4, retryable | the handler failed, no byte of an answer came, and it says that the call may be tried again | any call | below 25 ms, or as the handler says |
 //!
 //! R0 to R3 are gRPC's (A6): what has not been processed is tried again without asking, the beginning of an answer commits. R4 is the
-//! handler's word that it has done nothing, as when a transaction lost against another one. It is the status that carries the word, so a
-//! method with an error type of its own cannot give it.
+//! handler's word that it has done nothing, as when a transaction lost against another one. It gives it with its status
+//! ([`retryable`](crate::Status::retryable)) or, if the error is of a type of its own, which has no place for it, through its context
+//! ([`allow_retry`](crate::Context::allow_retry)). On the wire both are the same.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -36,7 +37,7 @@ pub(super) enum Class {
     MaybeRan,
     /// R3. An answer had begun, or the outcome is final: never tried again.
     Final,
-    /// R4. The handler says that nothing speaks against it: any call may be tried again.
+    /// R4. The handler says that nothing speaks against it, whatever its error is: any call may be tried again.
     Retryable,
 }
 
@@ -47,7 +48,7 @@ impl Class {
             Failure::Refused { .. } | Failure::NotAccepted => Self::NotProcessed,
             Failure::Lost { sent: false, .. } => Self::NeverSent,
             Failure::Lost { sent: true, answered: false, .. } => Self::MaybeRan,
-            Failure::Status { status, answered: false } if status.retryable && !status.app => Self::Retryable,
+            Failure::Status { status, answered: false } if status.retryable => Self::Retryable,
             Failure::Lost { answered: true, .. }
             | Failure::Status { .. }
             | Failure::Deadline { .. }
@@ -238,8 +239,9 @@ mod tests {
             (said(false, |status| status.retryable = true), Class::Retryable, any),
             (said(false, |_| {}), Class::Final, none),
             (said(false, |status| status.retry_after = Some(1)), Class::Final, none),
+            (said(false, |status| status.app = true), Class::Final, none),
             (said(true, |status| status.retryable = true), Class::Final, none),
-            (said(false, |status| (status.retryable, status.app) = (true, true)), Class::Final, none),
+            (said(false, |status| (status.retryable, status.app) = (true, true)), Class::Retryable, any),
         ];
         for (failure, class, (any, idempotent)) in cases {
             assert_eq!(Class::of(&failure), class, "{failure:?}");

@@ -8,6 +8,7 @@ use futures::{Stream, StreamExt};
 use serde::Serialize;
 
 use super::Incoming;
+use crate::context::Context;
 use crate::message;
 use crate::pack::{self, Packed};
 use crate::proto::SendError;
@@ -22,11 +23,20 @@ pub fn fail(mut call: Incoming, status: Status) {
     call.link.fail(call.id, &WireStatus::from(&status));
 }
 
+/// The status as which the error of a handler travels.
+fn failure<E: Fault>(error: E, context: &Context) -> Status {
+    let status = error.into_status().passed_on();
+    if context.allows_retry() { status.retryable() } else { status }
+}
+
 /// Answers a call whose answer is one message.
 pub fn answer<T: Serialize + Send + 'static, E: Fault>(mut call: Incoming, result: Result<T, E>) {
     let value = match result {
         Ok(value) => value,
-        Err(error) => return fail(call, error.into_status().passed_on()),
+        Err(error) => {
+            let status = failure(error, call.context());
+            return fail(call, status);
+        }
     };
     let metadata = call.context().take_answer_metadata();
     match call.link.answer(call.id, metadata.as_ref(), |out| message::encode_apart(&value, out)) {
@@ -51,7 +61,10 @@ where
 {
     match result {
         Ok(items) => stream(call, items.map(Ok)).await,
-        Err(error) => fail(call, error.into_status().passed_on()),
+        Err(error) => {
+            let status = failure(error, call.context());
+            fail(call, status);
+        }
     }
 }
 
@@ -64,10 +77,13 @@ where
 {
     match result {
         Ok(items) => {
-            let failure = |error: E| WireStatus::from(&error.into_status().passed_on());
-            stream(call, items.map(|item| item.map_err(failure))).await;
+            let of_item = |error: E| WireStatus::from(&error.into_status().passed_on());
+            stream(call, items.map(|item| item.map_err(of_item))).await;
         }
-        Err(error) => fail(call, error.into_status().passed_on()),
+        Err(error) => {
+            let status = failure(error, call.context());
+            fail(call, status);
+        }
     }
 }
 

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::journal::{Journal, Life, REMOVED_LIMIT, Terms};
+use super::journal::{CallId, Journal, Life, REMOVED_LIMIT, Terms};
+use super::net::{Death, Net};
+use super::runs::Judge;
 use super::world;
 use crate::registry::{Endpoint, Endpoints, Freshness};
 use crate::{Execution, Status};
@@ -33,6 +35,10 @@ pub(super) enum Flaw {
     HoldsStream,
     /// A task is left.
     LeavesTask,
+    /// Handlers go on although nobody waits for them any more, also when another attempt was answered.
+    RunsOn,
+    /// Second attempts cost nothing.
+    Squanders,
 }
 
 #[test]
@@ -46,6 +52,9 @@ fn what_is_wrong_on_purpose_is_found() {
         (Flaw::StaysBroken, "does not answer again"),
         (Flaw::HoldsStream, "calls are open"),
         (Flaw::LeavesTask, "1 tasks are left"),
+        (Flaw::RunsOn, "although nobody waits any more"),
+        (Flaw::RunsOn, "although another attempt was answered"),
+        (Flaw::Squanders, "second attempts of"),
     ];
     for (flaw, text) in expected {
         let found = |seed: &u64| {
@@ -123,9 +132,62 @@ async fn what_must_never_happen_is_seen() {
     });
     let more = "more than its caller's Some(1s)";
     assert_eq!(generous, format!("call 3 has Some(2s), {more}; call 4 has None, {more}"));
+    let second = of(&|journal| {
+        (0..100).for_each(|_| journal.hedged(100));
+        journal.made_second_attempts(100, 2);
+        (0..99).for_each(|_| journal.hedged(101));
+        journal.made_second_attempts(101, 2);
+    });
+    assert_eq!(second, "101 made 2 second attempts of 99 calls");
     here.ends();
     let ghost = of(&|journal| journal.finished(1, &here));
     assert_eq!(ghost, "call 1 is handled at 4000, which is dead");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_runs_on_is_seen_unless_nobody_could_tell_it() {
+    const BLOCKED: Duration = Duration::from_secs(4);
+    let (journal, life) = (Arc::new(Journal::new()), Life::new(1000, 4000));
+    let net = Net::new(0, Arc::clone(&journal));
+    net.begins(100, 100);
+    net.begins(1000, 0);
+    let judge = Judge { journal: Arc::clone(&journal), net: Arc::clone(&net), flaw: None };
+    let run = |id, outcome: Option<Result<(), Status>>| {
+        journal.began(id, Terms { from: 100, idempotent: true, limit: None, most: 2 });
+        (0..2).for_each(|_| journal.ran(id, &life, None));
+        journal.finished(id, &life);
+        let run = judge.begins(&life, id);
+        match outcome {
+            Some(outcome) => journal.ended(id, &outcome, Duration::ZERO),
+            None => journal.given_up(id),
+        }
+        run
+    };
+    let (limit, more) = (judge.limit(), Duration::from_millis(1));
+    let fails = || Some(Err(Status::aborted("as asked").with_execution(Execution::Done)));
+    let outcomes = || [Some(Ok(())), fails(), None];
+    let runs = (1..).zip(outcomes()).map(|(id, outcome)| run(id, outcome)).collect::<Vec<_>>();
+    tokio::time::advance(limit).await;
+    drop(runs);
+    assert_eq!(journal.book().violations, [""; 0], "at the limit");
+    net.block(100, 0, BLOCKED);
+    let runs = (1..).zip(outcomes()).map(|(id, outcome)| run(id, outcome)).collect::<Vec<_>>();
+    tokio::time::advance(BLOCKED + limit).await;
+    drop(runs);
+    assert_eq!(journal.book().violations, [""; 0], "nobody could tell it");
+    net.block(0, 100, BLOCKED);
+    let runs = (1..).zip(outcomes()).map(|(id, outcome)| run(id, outcome)).collect::<Vec<_>>();
+    tokio::time::advance(limit + more).await;
+    drop(runs);
+    let on = |id: CallId, why: &str| format!("call {id} runs on at 4000 for {:?}, although {why}", limit + more);
+    let nobody = "nobody waits any more";
+    let expected = [on(1, "another attempt was answered"), on(2, nobody), on(3, nobody)];
+    assert_eq!(journal.book().violations, expected, "one past it");
+    let last = run(4, None);
+    net.dies(100, Death::Killed);
+    tokio::time::advance(limit + more).await;
+    drop(last);
+    assert_eq!(journal.book().violations.len(), 3, "the dead tell nobody");
 }
 
 #[tokio::test(start_paused = true)]

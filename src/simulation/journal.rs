@@ -18,6 +18,8 @@ use crate::{Code, Execution, Status};
 
 /// For how long one that the list does not offer any more may still be used.
 pub(super) const REMOVED_LIMIT: Duration = Duration::from_secs(1);
+/// Second attempts beside the first, in percent of the calls that may have one.
+pub(super) const HEDGING_PERCENT: usize = 2;
 /// The first number of a call that no client had planned.
 const UNPLANNED: CallId = 1_000_000;
 
@@ -70,6 +72,11 @@ pub(super) struct Book {
     pub(super) violations: Vec<String>,
     calls: BTreeMap<CallId, Entry>,
     unplanned: u64,
+    /// How many calls of each client may have a second attempt beside the first.
+    hedged: BTreeMap<Pid, usize>,
+    /// Second attempts of all clients, and attempts that were still running when another one was answered.
+    second_attempts: usize,
+    losers: usize,
     /// Since when an address is not offered to its client any more.
     removed: BTreeMap<SocketAddr, Instant>,
     listed: BTreeMap<(Pid, String), (Vec<SocketAddr>, String)>,
@@ -83,6 +90,16 @@ struct Entry {
     /// How often it ran to its end.
     finished: usize,
     said: Option<Option<Execution>>,
+    /// When it was over for its caller.
+    over: Option<Instant>,
+}
+
+/// A call for which nobody waits any more.
+pub(super) struct Over {
+    pub(super) caller: Pid,
+    pub(super) since: Instant,
+    /// It was answered.
+    pub(super) is_well: bool,
 }
 
 impl Journal {
@@ -148,7 +165,7 @@ impl Journal {
 
     /// A call begins.
     pub(super) fn began(&self, id: CallId, terms: Terms) {
-        let entry = Entry { terms, began: Instant::now(), ran: Vec::new(), finished: 0, said: None };
+        let entry = Entry { terms, began: Instant::now(), ran: Vec::new(), finished: 0, said: None, over: None };
         self.book().calls.insert(id, entry);
     }
 
@@ -223,7 +240,7 @@ impl Journal {
         let mut book = self.book();
         let Some(call) = book.calls.get_mut(&id) else { return };
         let said = outcome.as_ref().err().map(Status::execution);
-        call.said = Some(said);
+        (call.said, call.over) = (Some(said), Some(Instant::now()));
         let (ran, finished, idempotent) = (call.ran.len(), call.finished, call.terms.idempotent);
         drop(book);
         let once = ran == 1 || (idempotent && ran > 0);
@@ -242,7 +259,36 @@ impl Journal {
     pub(super) fn given_up(&self, id: CallId) {
         self.note(format_args!("call {id} is given up"));
         if let Some(call) = self.book().calls.get_mut(&id) {
-            call.said = Some(Some(Execution::Maybe));
+            (call.said, call.over) = (Some(Some(Execution::Maybe)), Some(Instant::now()));
+        }
+    }
+
+    /// Since when nobody waits for a call any more.
+    pub(super) fn over(&self, id: CallId) -> Option<Over> {
+        let book = self.book();
+        let call = book.calls.get(&id)?;
+        Some(Over { caller: call.terms.from, since: call.over?, is_well: call.said == Some(None) })
+    }
+
+    /// An attempt was still running when another one was answered.
+    pub(super) fn loser(&self) {
+        self.book().losers += 1;
+    }
+
+    /// A call of this client may have a second attempt beside the first.
+    pub(super) fn hedged(&self, client: Pid) {
+        *self.book().hedged.entry(client).or_default() += 1;
+    }
+
+    /// A client has made so many second attempts in all, for calls that it began with nothing saved.
+    pub(super) fn made_second_attempts(&self, client: Pid, made: usize) {
+        let calls = {
+            let mut book = self.book();
+            book.second_attempts += made;
+            book.hedged.get(&client).copied().unwrap_or(0)
+        };
+        if made * 100 > calls * HEDGING_PERCENT {
+            self.violation(format_args!("{client} made {made} second attempts of {calls} calls"));
         }
     }
 
@@ -255,10 +301,12 @@ impl Journal {
         }
     }
 
-    /// How many calls ended how: well, never ran, maybe ran, ran; and how many of all were made by handlers.
-    pub(super) fn counts(&self) -> [usize; 5] {
-        let mut counts = [0; 5];
-        for call in self.book().calls.values() {
+    /// How many calls ended how: well, never ran, maybe ran, ran; how many of all were made by handlers; second attempts, and attempts
+    /// that were still running when another one was answered.
+    pub(super) fn counts(&self) -> [usize; 7] {
+        let book = self.book();
+        let mut counts = [0, 0, 0, 0, 0, book.second_attempts, book.losers];
+        for call in book.calls.values() {
             counts[4] += usize::from(call.terms.from > PROCESSES);
             match call.said {
                 Some(None) => counts[0] += 1,

@@ -4,7 +4,7 @@
 //!
 //! Each seed is one world, and the same seed is the same world. `PICOM_SIM_SEED` runs one seed and shows all that happened;
 //! `PICOM_SIM_SEEDS` says how many are run otherwise, and `PICOM_SIM_FIRST` from which on. What must hold in every world is judged in
-//! [`journal`] and, when all is well again, in [`peace`]; that the judges can see is shown in [`flaws`]. Compiled for tests only. The protocol alone has a simulation of its
+//! [`journal`], in [`runs`] and, when all is well again, in [`peace`]; that the judges can see is shown in [`flaws`]. Compiled for tests only. The protocol alone has a simulation of its
 //! own in `proto/tests`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
@@ -12,6 +12,7 @@
 // It is also held against the real one, by the tests of registries.
 #[path = "../../tests/support/simulated_consul.rs"]
 mod consul;
+mod delays;
 mod faults;
 mod flaws;
 mod journal;
@@ -20,6 +21,7 @@ mod nature;
 mod net;
 mod peace;
 mod relay;
+mod runs;
 mod service;
 mod turns;
 mod work;
@@ -84,22 +86,24 @@ fn no_world_breaks_a_promise() {
             });
         }
     });
-    let Sums { counts: [well, never, maybe, done, nested], failed, slowest } = sums.into_inner().unwrap();
+    let Sums { counts, failed, slowest } = sums.into_inner().unwrap();
+    let [well, never, maybe, done, nested, second, losers] = counts;
     println!(
         "{number} worlds in {:.1?} on {threads} threads, the slowest, {}, in {:.1?}; calls that were well: {well}, never ran: \
-         {never}, may have run: {maybe}, failed in their handlers: {done}; made by handlers: {nested}",
+         {never}, may have run: {maybe}, failed in their handlers: {done}; made by handlers: {nested}; second attempts beside a \
+         first: {second}, attempts that were cancelled because another one was answered: {losers}",
         start.elapsed(),
         slowest.1,
         slowest.0,
     );
     assert!(failed.is_empty(), "promises were broken in the worlds {failed:?}; see above");
-    assert!(number < 20 || [well, never, maybe, done, nested].iter().all(|count| *count > 0), "nothing much happened");
+    assert!(number < SEEDS || counts.iter().all(|count| *count > 0), "nothing much happened");
 }
 
 /// What came of all worlds together.
 #[derive(Default)]
 struct Sums {
-    counts: [usize; 5],
+    counts: [usize; 7],
     failed: BTreeSet<u64>,
     slowest: (Duration, u64),
 }

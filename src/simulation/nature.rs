@@ -94,7 +94,7 @@ impl Pressure {
         match self {
             Self::Calm => rng.u64(1..14),
             Self::Rush => rng.u64(20..50),
-            Self::Steady => rng.u64(80..120),
+            Self::Steady => rng.u64(200..400),
         }
     }
 
@@ -110,9 +110,15 @@ impl Pressure {
         let holds: &[u64] = match self {
             Self::Calm => &[0, 0, 1, 20, 300, 2000],
             Self::Rush => &[20, 100, 300],
-            Self::Steady => &[1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 5, 5, 5, 5, 5, 400],
+            Self::Steady if rng.u8(..40) == 0 => &[400],
+            Self::Steady => &[1, 2, 3, 4, 5],
         };
         rng.choice(holds).copied().unwrap_or_default()
+    }
+
+    /// How long what was asked for before takes another replica, if that is another time: the first one had a bad moment.
+    pub(super) fn hold_again(self, rng: &mut Rng) -> Option<u64> {
+        matches!(self, Self::Steady).then(|| rng.u64(1..6))
     }
 
     pub(super) fn start(self, rng: &mut Rng) -> Duration {

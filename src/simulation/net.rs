@@ -15,6 +15,7 @@ use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::delays::{Delayed, Delays, Number};
 use super::journal::Journal;
 use super::relay::{Source, Way};
 use crate::proto::Side;
@@ -58,6 +59,7 @@ struct State {
     slow: BTreeMap<Host, (Instant, Duration)>,
     /// Until when nothing passes from one to the other.
     blocked: BTreeMap<(Host, Host), Instant>,
+    delays: Delays,
     lines: Vec<Line>,
     /// The line whose client makes its machine next.
     dialled: Option<usize>,
@@ -90,6 +92,18 @@ struct Line {
     links: [Weak<Link>; 2],
 }
 
+/// Something cannot go on its way, until this is dropped.
+pub(super) struct HeldUp {
+    net: Arc<Net>,
+    number: Number,
+}
+
+impl Drop for HeldUp {
+    fn drop(&mut self) {
+        self.net.lock().delays.ends(&self.number);
+    }
+}
+
 /// What is installed for a thread.
 pub(super) struct Installed(pub(super) Arc<Net>);
 
@@ -110,6 +124,12 @@ impl simulated::Network for Installed {
     }
 }
 
+impl State {
+    fn host(&self, pid: Pid) -> Host {
+        self.hosts.get(&pid).copied().unwrap_or_default()
+    }
+}
+
 impl Net {
     pub(super) fn new(seed: u64, journal: Arc<Journal>) -> Arc<Self> {
         let mut rng = Rng::with_seed(seed);
@@ -122,6 +142,7 @@ impl Net {
             dead: BTreeSet::new(),
             slow: BTreeMap::new(),
             blocked: BTreeMap::new(),
+            delays: Delays::default(),
             lines: Vec::new(),
             dialled: None,
             accepting: BTreeMap::new(),
@@ -145,12 +166,16 @@ impl Net {
 
     /// Nothing passes from one host to another for a while.
     pub(super) fn block(&self, from: Host, to: Host, time: Duration) {
-        self.lock().blocked.insert((from, to), Instant::now() + time);
+        let state = &mut *self.lock();
+        state.blocked.insert((from, to), Instant::now() + time);
+        state.delays.begins(Delayed::From(from, to), Some(time));
     }
 
     /// What goes to and from a host takes longer for a while.
     pub(super) fn slow(&self, host: Host, more: Duration, time: Duration) {
-        self.lock().slow.insert(host, (Instant::now() + time, more));
+        let state = &mut *self.lock();
+        state.slow.insert(host, (Instant::now() + time, more));
+        state.delays.begins(Delayed::At(host), Some(time + more));
     }
 
     /// Every partition is over.
@@ -158,6 +183,7 @@ impl Net {
         let state = &mut *self.lock();
         state.blocked.values_mut().for_each(|until| *until = Instant::now());
         state.slow.clear();
+        state.delays.heal();
     }
 
     /// A process dies. From this moment on nothing of it reaches anybody, and nobody reaches it.
@@ -250,13 +276,31 @@ impl Net {
         Duration::from_micros(rng.u64(..=*latency * 1000)) + more.unwrap_or_default()
     }
 
+    /// How long something is on its way there and back at most, if nothing holds it up.
+    pub(super) fn round_trip(&self) -> Duration {
+        Duration::from_millis(2 * self.lock().latency)
+    }
+
+    /// What goes from one to the other is held up, because a line is full.
+    pub(super) fn holds_up(self: &Arc<Self>, from: Pid, to: Pid) -> HeldUp {
+        let state = &mut *self.lock();
+        let number = state.delays.begins(Delayed::From(state.host(from), state.host(to)), None);
+        HeldUp { net: Arc::clone(self), number }
+    }
+
+    /// How much of the time since then nothing held up what goes from one to the other; `None` if one of them is dead.
+    pub(super) fn without_delays(&self, (from, to): (Pid, Pid), since: Instant) -> Option<Duration> {
+        let state = self.lock();
+        let live = !state.dead.contains(&from) && !state.dead.contains(&to);
+        live.then(|| state.delays.without((state.host(from), state.host(to)), since))
+    }
+
     /// Waits until bytes pass from one to the other.
     pub(super) async fn unblocked(&self, from: Pid, to: Pid) {
         loop {
             let until = {
-                let State { hosts, blocked, .. } = &*self.lock();
-                let host = |pid| hosts.get(&pid).copied().unwrap_or_default();
-                blocked.get(&(host(from), host(to))).copied()
+                let state = self.lock();
+                state.blocked.get(&(state.host(from), state.host(to))).copied()
             };
             match until {
                 // Healed in between: it is looked at again at least every second.

@@ -108,6 +108,7 @@ impl Net {
         // At the end the other side gets what is on its way, and then the end.
         while let n @ 1.. = poll_fn(|cx| source.poll_read(cx, &mut buffer)).await {
             last = last.max(Instant::now() + self.latency(from, to));
+            let _held_up = (queue.capacity() == 0).then(|| self.holds_up(from, to));
             if queue.send((last, Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
                 return;
             }
@@ -136,6 +137,7 @@ impl Net {
                 match written {
                     Ok(n) => bytes.advance(n),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        let _held_up = self.holds_up(from, to);
                         if poll_fn(|cx| sink.poll_ready(cx)).await.is_err() {
                             return;
                         }

@@ -13,7 +13,9 @@ use futures::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
-use super::journal::{CallId, Journal, Life};
+use super::flaws::Flaw;
+use super::journal::{CallId, Life};
+use super::runs::{Judge, Run};
 use super::turns::Turns;
 use super::work;
 use crate::client::Channel;
@@ -28,6 +30,9 @@ pub(super) struct Ask {
     pub(super) id: CallId,
     /// How long the handler takes, in milliseconds; for streams that of each item.
     pub(super) hold: u64,
+    /// The same for attempts after the first, if that is another time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) hold_again: Option<u64>,
     pub(super) items: usize,
     pub(super) size: usize,
     pub(super) fails: bool,
@@ -56,26 +61,26 @@ impl Ask {
 
 /// One process that serves.
 pub(super) struct Host {
-    pub(super) journal: Arc<Journal>,
+    pub(super) judge: Judge,
     pub(super) life: Arc<Life>,
     pub(super) turns: Turns,
     /// The way to the next service, if there is one. No node, which would keep itself alive by its own methods.
     pub(super) next: Option<Channel>,
-    /// Its handlers go on after its death, which is a mistake that must be found.
-    pub(super) haunts: bool,
 }
 
 impl Host {
-    fn begins(&self, cx: &Context, ask: &Ask) {
-        self.journal.ran(ask.id, &self.life, cx.remaining());
+    fn begins(&self, cx: &Context, ask: &Ask) -> Run {
+        self.judge.journal.ran(ask.id, &self.life, cx.remaining());
+        self.judge.begins(&self.life, ask.id)
     }
 
-    fn ends(&self, ask: &Ask) {
-        self.journal.finished(ask.id, &self.life);
+    fn ends(&self, ask: &Ask, run: &mut Run) {
+        self.judge.journal.finished(ask.id, &self.life);
+        run.finishes();
     }
 
     fn stands_still(&self) -> bool {
-        self.life.is_over() && !self.haunts
+        self.life.is_over() && self.judge.flaw != Some(Flaw::Haunts)
     }
 
     /// Does this work as long as the process lives.
@@ -87,9 +92,9 @@ impl Host {
     /// Handles one call, and notes its beginning and its end.
     async fn handles<T>(self: Arc<Self>, cx: Context, ask: &Ask, work: impl Future<Output = T>) -> T {
         self.living(async {
-            self.begins(&cx, ask);
+            let mut run = self.begins(&cx, ask);
             let done = work.await;
-            self.ends(ask);
+            self.ends(ask, &mut run);
             done
         })
         .await
@@ -99,6 +104,7 @@ impl Host {
     fn streams<T>(
         self: Arc<Self>,
         ask: Ask,
+        mut run: Run,
         items: impl Stream<Item = Result<T, Status>> + Send + 'static,
     ) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
         let (mut items, mut is_over, turn) = (Box::pin(items), false, self.turns.turn());
@@ -108,7 +114,7 @@ impl Host {
             }
             let item = items.as_mut().poll_next(&mut TaskContext::from_waker(&turn.waker(cx)));
             if matches!(item, Poll::Ready(None | Some(Err(_)))) && !std::mem::replace(&mut is_over, true) {
-                self.ends(&ask);
+                self.ends(&ask, &mut run);
             }
             item
         })
@@ -117,9 +123,10 @@ impl Host {
     async fn answer(self: Arc<Self>, cx: Context, ask: Ask) -> Result<u64, Status> {
         let host = Arc::clone(&self);
         let work = async {
-            sleep(Duration::from_millis(ask.hold)).await;
+            let again = ask.hold_again.filter(|_| cx.attempt() > 0);
+            sleep(Duration::from_millis(again.unwrap_or(ask.hold))).await;
             if let (Some(leg), Some(next)) = (&ask.next, &host.next) {
-                work::nested(&host.journal, &host.life, next, leg, cx.remaining()).await?;
+                work::nested(&host.judge.journal, &host.life, next, leg, cx.remaining()).await?;
             }
             ask.outcome()
         };
@@ -127,7 +134,7 @@ impl Host {
     }
 
     async fn sum(self: Arc<Self>, cx: Context, ask: Ask, mut body: Streaming<Bytes>) -> Result<u64, Status> {
-        let journal = Arc::clone(&self.journal);
+        let journal = Arc::clone(&self.judge.journal);
         let work = async {
             let mut count = 0;
             while let Some(item) = body.message().await? {
@@ -155,10 +162,11 @@ pub(super) fn methods(host: Host, at_once: Option<usize>) -> Methods {
         .server_streaming("items", move |cx: Context, ask: Ask| {
             let host = Arc::clone(&items);
             async move {
-                host.living(async { host.begins(&cx, &ask) }).await;
+                let run = host.living(async { host.begins(&cx, &ask) }).await;
                 let asked = ask.clone();
                 Ok::<_, Status>(host.streams(
                     ask,
+                    run,
                     stream::iter(0..asked.items).then(move |number| {
                         let ask = asked.clone();
                         async move {
@@ -179,8 +187,8 @@ pub(super) fn methods(host: Host, at_once: Option<usize>) -> Methods {
         .bidi("echo", move |cx: Context, ask: Ask, body: Streaming<Bytes>| {
             let host = Arc::clone(&echo);
             async move {
-                host.living(async { host.begins(&cx, &ask) }).await;
-                Ok::<_, Status>(host.streams(ask, body))
+                let run = host.living(async { host.begins(&cx, &ask) }).await;
+                Ok::<_, Status>(host.streams(ask, run, body))
             }
         })
 }

@@ -32,7 +32,7 @@ impl Client {
     /// A stream that is open, and is not read.
     pub(super) async fn hold(&self, service: &str) -> Result<Streaming<Bytes>, Status> {
         let id = self.journal.another();
-        let ask = Ask { id, hold: 1, items: 1000, size: 30_000, fails: false, next: None };
+        let ask = Ask { id, hold: 1, hold_again: None, items: 1000, size: 30_000, fails: false, next: None };
         self.journal.began(id, Terms { from: self.pid, idempotent: false, limit: None, most: 1 });
         self.node.stream(service, "items", ask).await
     }
@@ -70,14 +70,14 @@ impl Plan {
     /// `depth` is how many services there are behind the first one.
     pub(super) fn random(rng: &mut Rng, id: CallId, pressure: Pressure, depth: usize) -> Self {
         let method = pressure.method(rng);
-        let hold = pressure.hold(rng);
+        let (hold, hold_again) = (pressure.hold(rng), pressure.hold_again(rng));
         let unary = matches!(method, "once" | "again");
         let (items, size) =
             if unary { (0, 0) } else { (rng.usize(1..20), rng.choice([0, 10, 1000, 30_000]).unwrap_or(0)) };
         let next = if unary { leg(rng, pressure, depth) } else { None };
         let hold = if unary { hold } else { hold.min(100) };
         Self {
-            ask: Ask { id, hold, items, size, fails: rng.u8(..8) == 0, next },
+            ask: Ask { id, hold, hold_again, items, size, fails: rng.u8(..8) == 0, next },
             method,
             idempotent: method == "again" || (method != "once" && rng.u8(..4) == 0),
             start: pressure.start(rng),
@@ -96,7 +96,7 @@ impl Plan {
         sleep(self.start).await;
         let Client { journal, pid, caller, flaw, .. } = &client;
         if *flaw == Some(Flaw::Hangs) {
-            (self.ask.hold, self.timeout) = (FOREVER, None);
+            (self.ask.hold, self.ask.hold_again, self.timeout) = (FOREVER, None, None);
         }
         let unary = matches!(self.method, "once" | "again");
         let limit = self.timeout.or(if unary { caller.deadline } else { None });
@@ -154,6 +154,10 @@ impl Plan {
             call = call.key([key]);
         }
         if self.hedges {
+            client.journal.hedged(client.pid);
+            if client.flaw == Some(Flaw::Squanders) {
+                client.node.channel(SERVICES[0]).fill_budget();
+            }
             call = call.hedge();
         }
         if let Some(timeout) = self.attempt_timeout {
@@ -185,7 +189,8 @@ fn leg(rng: &mut Rng, pressure: Pressure, depth: usize) -> Option<Box<Leg>> {
     }
     let next = leg(rng, pressure, depth - 1);
     // Its number comes with the call: a handler that runs twice makes two calls.
-    let ask = Ask { id: 0, hold: pressure.hold(rng), items: 0, size: 0, fails: rng.u8(..8) == 0, next };
+    let ask =
+        Ask { id: 0, hold: pressure.hold(rng), hold_again: None, items: 0, size: 0, fails: rng.u8(..8) == 0, next };
     let timeout = rng.choice([None, Some(100), Some(1000)]).flatten();
     Some(Box::new(Leg { is_idempotent: rng.bool(), timeout, ask }))
 }
@@ -220,7 +225,7 @@ pub(super) async fn nested(
 pub(super) async fn ask(client: &Client, service: &str, method: &str, limit: Duration) -> Result<(), Status> {
     let Client { journal, pid, .. } = client;
     let id = journal.another();
-    let ask = Ask { id, hold: 0, items: 0, size: 0, fails: false, next: None };
+    let ask = Ask { id, hold: 0, hold_again: None, items: 0, size: 0, fails: false, next: None };
     let terms = Terms { from: *pid, idempotent: method == "again", limit: Some(limit), most: MAX_ATTEMPTS as usize };
     let made = Made::new(journal, id, terms);
     // Whatever else the client chooses.

@@ -20,6 +20,7 @@ use super::journal::{Journal, Life};
 use super::located::Located;
 use super::nature::{Caller, Nature};
 use super::net::{Death, Host, Installed, Net, Pid, Place};
+use super::runs::Judge;
 use super::service::{self, SERVICES, methods};
 use super::turns::Turns;
 use super::work::{Client, Plan};
@@ -40,7 +41,7 @@ const DOOMSDAY: Duration = Duration::from_secs(250);
 pub(super) struct Outcome {
     pub(super) log: Vec<String>,
     pub(super) violations: Vec<String>,
-    pub(super) counts: [usize; 5],
+    pub(super) counts: [usize; 7],
 }
 
 /// Runs the world of this seed.
@@ -159,6 +160,15 @@ impl World {
         if timeout(DOOMSDAY, all_end).await.is_err() {
             self.journal.violation("calls never end");
         }
+        self.clients.keys().for_each(|client| self.count_second_attempts(*client));
+    }
+
+    /// Says how many second attempts a client has made.
+    fn count_second_attempts(&self, client: Host) {
+        if let Some((client, _)) = self.clients.get(&client) {
+            let made = client.node.channel(SERVICES[0]).second_attempts();
+            self.journal.made_second_attempts(client.pid, made);
+        }
     }
 
     /// Consul as a process sees it.
@@ -221,9 +231,8 @@ impl World {
         let builder = Picom::builder(SERVICES[service]).registry(registry).in_memory().port(real_port());
         let node = kind.apply(builder).build().unwrap();
         let next = (service + 1 < self.nature.servers.len()).then(|| node.channel(SERVICES[service + 1]));
-        let haunts = self.flaw == Some(Flaw::Haunts);
-        let (journal, turns) = (Arc::clone(&self.journal), self.turns.clone());
-        let place = service::Host { journal, life: Arc::clone(&life), turns, next, haunts };
+        let judge = Judge { journal: Arc::clone(&self.journal), net: Arc::clone(&self.net), flaw: self.flaw };
+        let place = service::Host { judge, life: Arc::clone(&life), turns: self.turns.clone(), next };
         node.expose(methods(place, kind.at_once)).await.unwrap();
         self.servers.insert(host, Server { service, life, node: Some(node), view });
     }
@@ -235,6 +244,7 @@ impl World {
             Fault::Crash { host, death } => self.crash(host, death),
             Fault::Vanish { client, death } => {
                 let Some(mut crew) = self.crews.remove(&client) else { return };
+                self.count_second_attempts(client);
                 self.net.dies(client, death);
                 crew.abort_all();
                 self.clients.remove(&client);

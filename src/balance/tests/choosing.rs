@@ -83,6 +83,22 @@ fn peak_ewma_takes_the_faster_and_the_less_busy() {
 }
 
 #[test]
+fn latencies_differ_from_half_as_long_again_and_below_that_the_calls_under_way_decide() {
+    for (slower, differs) in [(149 * MS, false), (151 * MS, true)] {
+        let mut two = some(2);
+        two.answer(1, 100 * MS);
+        let sent = two.now - slower;
+        two.member(0).took(sent, two.now);
+        two.member(0).took(sent, two.now);
+        let shares = two.shares(&PeakEwma, 1000);
+        assert_eq!(shares[0] == 0, differs, "{slower:?} beside 100 ms: {shares:?}");
+        assert!(differs || (400..600).contains(&shares[0]), "{slower:?} beside 100 ms: {shares:?}");
+        two.member(1).begin(two.now);
+        assert_eq!(two.shares(&PeakEwma, 100), [100, 0], "{slower:?} are less than 100 ms twice");
+    }
+}
+
+#[test]
 fn a_longer_latency_is_believed_at_once_and_a_shorter_one_in_time() {
     let mut two = some(2);
     let latency = |two: &Few| two.group.states(two.now)[0].latency.expect("it was measured");
@@ -183,7 +199,7 @@ fn an_endpoint_that_says_nothing_any_more_is_avoided_before_any_call_has_failed(
 fn boxcar_hears_what_the_server_says_for_a_second() {
     let mut two = some(2);
     two.answer(0, 10 * MS);
-    two.answer(1, 11 * MS);
+    two.answer(1, 16 * MS);
     two.member(0).reported(9, 10, two.now);
     two.member(1).reported(1, 10, two.now);
     assert_eq!(two.shares(&Boxcar::new(), 100), [0, 100]);
