@@ -14,12 +14,12 @@ use super::{Balancer, Candidate, Candidates};
 /// what linkerd assumes at least.
 const LEAST_LATENCY: f64 = 0.001;
 /// Latencies of which the longer is not this many times the shorter do not differ either. A longer one is believed at once and for
-/// seconds, and chance or a moment's wait for a processor makes one of a fifth or two; if these decided, equal servers would get unequal
+/// seconds, and chance or a moment's wait for a processor makes one of a fifth; if that decided, equal servers would get unequal
 /// shares for as long.
-const ALIKE: f64 = 1.5;
+const ALIKE: f64 = 1.25;
 
 /// Of two random endpoints the one with the lower latency × (calls under way + 1) ÷ weight. This is the default. It keeps
-/// away from an endpoint that is slow also when each client has few calls under way. As long as neither takes half as long again as the
+/// away from an endpoint that is slow also when each client has few calls under way. As long as neither takes a quarter longer than the
 /// other, only the calls under way count.
 ///
 /// [`Candidate::latency`] says what latency is; here it is at least the time for which calls have been

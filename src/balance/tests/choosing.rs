@@ -83,8 +83,8 @@ fn peak_ewma_takes_the_faster_and_the_less_busy() {
 }
 
 #[test]
-fn latencies_differ_from_half_as_long_again_and_below_that_the_calls_under_way_decide() {
-    for (slower, differs) in [(149 * MS, false), (151 * MS, true)] {
+fn latencies_differ_from_a_quarter_on_and_below_that_the_calls_under_way_decide() {
+    for (slower, differs) in [(124 * MS, false), (126 * MS, true)] {
         let mut two = some(2);
         two.answer(1, 100 * MS);
         let sent = two.now - slower;
