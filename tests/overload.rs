@@ -18,9 +18,9 @@ use support::eventually;
 use support::fault::Row;
 use support::load::percentile;
 use support::nodes::{SERVICE, pair_with};
+use support::pressure::{closed_loop, goodput, open_loop};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, sleep};
 
 #[derive(Deserialize)]
 struct Id {
@@ -48,61 +48,8 @@ fn pooled(journal: &Journal) -> Methods {
     })
 }
 
-/// One call and what became of it.
-struct Outcome {
-    id: u64,
-    /// Since the load began.
-    at: Duration,
-    took: Duration,
-    error: Option<Status>,
-}
-
-/// Makes `per_second` calls a second, whatever becomes of them, and waits for all of them.
-async fn open_loop(client: &Picom, first: u64, per_second: f64, time: Duration) -> Vec<Outcome> {
-    let (begun, mut calls) = (Instant::now(), JoinSet::new());
-    let mut ticks = interval(Duration::from_secs_f64(1.0 / per_second));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    for id in first.. {
-        ticks.tick().await;
-        if begun.elapsed() >= time {
-            break;
-        }
-        let call =
-            client.fetch::<u64>(SERVICE, "work", args! { id: id }).timeout(Duration::from_millis(500)).retries(0);
-        calls.spawn(async move {
-            let asked = Instant::now();
-            let error = call.await.err();
-            Outcome { id, at: asked - begun, took: asked.elapsed(), error }
-        });
-    }
-    calls.join_all().await
-}
-
-/// Lets so many callers make one call after the other, and says how many a second were answered.
-async fn closed_loop(client: &Picom, callers: usize, time: Duration) -> f64 {
-    let (begun, served) = (Instant::now(), AtomicUsize::new(0));
-    let caller = |caller: usize| {
-        let served = &served;
-        async move {
-            for n in 0.. {
-                if begun.elapsed() >= time {
-                    return;
-                }
-                let id = 1_000_000 * (1 + caller as u64) + n;
-                client.fetch::<u64>(SERVICE, "work", args! { id: id }).await.unwrap();
-                served.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    };
-    join_all((0..callers).map(caller)).await;
-    served.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64()
-}
-
-/// Calls a second that succeeded, of those made between two moments of the load.
-fn goodput(outcomes: &[Outcome], from: Duration, to: Duration) -> f64 {
-    let good = outcomes.iter().filter(|call| call.error.is_none() && call.at >= from && call.at < to);
-    good.count() as f64 / (to - from).as_secs_f64()
-}
+/// How long a caller of an overloaded server waits.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_three_times_the_load_the_goodput_stays_and_refusals_are_quick_and_never_run() {
@@ -110,9 +57,11 @@ async fn at_three_times_the_load_the_goodput_stays_and_refusals_are_quick_and_ne
     let limited = |server: picom::Builder| server.concurrency(Concurrency::Gradient);
     let pair = pair_with(pooled(&journal), limited, |client| client).await;
 
-    let peak = closed_loop(&pair.client, PLACES, Duration::from_millis(1500)).await;
+    let patient = |id: u64| pair.client.fetch::<u64>(SERVICE, "work", args! { id: id });
+    let hurried = |id: u64| patient(id).timeout(PATIENCE).retries(0);
+    let peak = closed_loop(PLACES, Duration::from_millis(1500), patient).await;
     let time = Duration::from_millis(3500);
-    let overload = open_loop(&pair.client, 0, 3.0 * peak, time).await;
+    let overload = open_loop(0, 3.0 * peak, time, hurried).await;
     let good = goodput(&overload, Duration::from_millis(500), time);
     let (mut refused, mut here, mut ran) = (Vec::new(), 0, 0);
     for call in overload.iter().filter(|call| call.error.is_some()) {
@@ -128,7 +77,7 @@ async fn at_three_times_the_load_the_goodput_stays_and_refusals_are_quick_and_ne
     refused.sort();
     let p99 = percentile(&refused, 99);
 
-    let calm = open_loop(&pair.client, 10_000_000, 0.7 * peak, Duration::from_millis(3500)).await;
+    let calm = open_loop(10_000_000, 0.7 * peak, Duration::from_millis(3500), hurried).await;
     let last = calm.iter().filter(|call| call.error.is_some()).map(|call| call.at).max().unwrap_or_default();
     let unwell = calm.iter().filter(|call| call.error.is_some()).count();
     println!(
@@ -206,8 +155,10 @@ fn a_server_without_processor_time_runs_fewer_calls_at_once() {
         let (methods, most) = busy(Duration::from_millis(2));
         let server = move |server: picom::Builder| server.concurrency(concurrency).max_calls(10_000);
         let pair = servers.block_on(async { tokio::spawn(pair_with(methods, server, |client| client)).await.unwrap() });
-        let peak = clients.block_on(closed_loop(&pair.client, 4, Duration::from_secs(1)));
-        let outcomes = clients.block_on(open_loop(&pair.client, 0, 3.0 * peak, Duration::from_millis(2_500)));
+        let patient = |id: u64| pair.client.fetch::<u64>(SERVICE, "work", args! { id: id });
+        let hurried = |id: u64| patient(id).timeout(PATIENCE).retries(0);
+        let peak = clients.block_on(closed_loop(4, Duration::from_secs(1), patient));
+        let outcomes = clients.block_on(open_loop(0, 3.0 * peak, Duration::from_millis(2_500), hurried));
         let good = goodput(&outcomes, Duration::from_secs(1), Duration::from_millis(2_500));
         let refused = outcomes.iter().filter_map(|call| call.error.as_ref());
         let ran =

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::limit::{FLOOR, Gradient, INTERVAL, Lateness, START};
+use super::limit::{Gradient, INTERVAL, LATE, Lateness, Measured, START};
 use crate::options::Concurrency;
 use crate::proto::Gauge;
 
@@ -31,8 +31,10 @@ const MAX_WAITING: usize = 1024;
 /// When a refused call may come back here, as far as there is no other host; half of it more or less at random.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Fewest measurements that decide anything.
-const MEASUREMENTS: u32 = 3;
-/// How often it is measured how late tasks run, while [`FLOOR`] calls or more do.
+const MEASUREMENTS: usize = 3;
+/// How many calls must need a task before it is measured how late tasks run: fewer cannot make them as late as counts…
+const PROBED_FROM: usize = 8;
+/// … and how often that is then measured; half of it more or less at random, so that it does not keep step with the work.
 const PROBE: Duration = Duration::from_millis(10);
 
 /// Decides who runs.
@@ -43,6 +45,8 @@ pub(super) struct Admission {
     mode: Concurrency,
     /// Calls that ended while the server was full: how quickly it serves then.
     served: AtomicU32,
+    /// Whether there was no place for a call since that was last asked.
+    crowded: AtomicBool,
     probing: AtomicBool,
     queue: Mutex<Queue>,
     times: Mutex<Times>,
@@ -112,6 +116,7 @@ impl Admission {
             ceiling,
             mode,
             served: AtomicU32::new(0),
+            crowded: AtomicBool::new(false),
             probing: AtomicBool::new(false),
             queue: Mutex::new(Queue { waiting: VecDeque::new(), counted_from: now, rate: None, standing_until: None }),
             times: Mutex::new(Times { gradient: Gradient::new(now), since: now, sum: 0.0, count: 0, most: 0 }),
@@ -136,8 +141,14 @@ impl Admission {
         if queue.waiting.is_empty() && admission.take_place() {
             return Entry::Now(Running { shared: Arc::clone(shared), began: None });
         }
-        let limit = admission.gauge.limit.load(Ordering::Relaxed);
-        if queue.waiting.len() >= queue.room(now, limit, &admission.served) {
+        admission.crowded.store(true, Ordering::Relaxed);
+        let limit = match admission.mode {
+            // It may be new, and little beside what ran until now.
+            Concurrency::Adaptive => admission.gauge.limit.load(Ordering::Relaxed).max(PROBED_FROM),
+            _ => admission.gauge.limit.load(Ordering::Relaxed),
+        };
+        let longest = queue.longest_wait(now);
+        if queue.waiting.len() >= queue.room(now, longest, limit, &admission.served) {
             queue.standing_until = Some(now + STANDING);
             return Entry::Full(Refused::new(admission.full()));
         }
@@ -146,8 +157,21 @@ impl Admission {
         admission.gauge.waiting.store(queue.waiting.len(), Ordering::SeqCst);
         // Whoever ended since there was no place may not have seen that somebody waits.
         admission.hand_on(shared, &mut queue, &mut given_back);
-        let wait = deadline.map_or(MAX_WAIT, |deadline| (deadline.saturating_duration_since(now) / 2).min(MAX_WAIT));
+        // What waits for a processor is served a little at a time. What is served many at a time, such as by a database, comes late for
+        // some of those who were let in for a short wait, which is better than not at all.
+        let longest = if admission.spares_processors() { longest } else { MAX_WAIT };
+        let wait = deadline.map_or(longest, |deadline| (deadline.saturating_duration_since(now) / 2).min(longest));
         Entry::Later(receiver, now + wait)
+    }
+
+    /// Whether another call would have to wait or go elsewhere.
+    pub(super) fn is_full(&self) -> bool {
+        self.gauge.running.load(Ordering::Relaxed) >= self.gauge.limit.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is for the sake of the processors that calls wait.
+    pub(super) fn spares_processors(&self) -> bool {
+        self.mode == Concurrency::Adaptive
     }
 
     /// Why nobody is let in.
@@ -238,21 +262,30 @@ impl Admission {
     /// Watches how late tasks run, as long as calls do.
     async fn probe(shared: Arc<Shared>) {
         let admission = &shared.admission;
-        let mut lateness = Lateness::new(admission.ceiling);
+        let workers = tokio::runtime::Handle::current().metrics().num_workers();
+        let mut limit = Lateness::new(workers, admission.ceiling);
         loop {
-            let (mut least, mut most, began) = (Duration::MAX, 0, Instant::now());
+            let (mut lateness, mut full, mut most, mut began) = (Vec::new(), 0, 0, Instant::now());
             // A moment's pause of the whole process, or a jump of the clock, is one measurement; overload is all of them.
-            let mut measured = 0;
-            while began.elapsed() < INTERVAL || measured < MEASUREMENTS {
-                let due = Instant::now() + PROBE;
+            while began.elapsed() < INTERVAL || lateness.len() < MEASUREMENTS {
+                let due = Instant::now() + PROBE.mul_f64(0.5 + fastrand::f64());
                 tokio::time::sleep_until(due).await;
-                least = least.min(due.elapsed());
+                let late = due.elapsed();
+                if late > LATE && lateness.iter().any(|before| *before <= LATE) && !limit.is_known(due) {
+                    // Overload begins with this one, not with the interval.
+                    (lateness, full, most, began) = (Vec::new(), 0, 0, due);
+                }
+                lateness.push(late);
+                full += usize::from(admission.crowded.swap(false, Ordering::Relaxed));
                 most = most.max(admission.gauge.running.load(Ordering::Relaxed));
-                measured += 1;
             }
-            let next = lateness.next(least, most, Instant::now());
+            lateness.sort_unstable();
+            let (least, typical) = (lateness[0], lateness[lateness.len() / 2]);
+            let full = 2 * full > lateness.len();
+            let next = limit.next(Measured { least, typical, full, most }, Instant::now());
+            tracing::trace!(?least, ?typical, full, most, next, "how late tasks run");
             admission.allow(&shared, next);
-            if most < FLOOR && next == admission.ceiling {
+            if most < PROBED_FROM && next == admission.ceiling {
                 admission.probing.store(false, Ordering::Relaxed);
                 return;
             }
@@ -261,8 +294,14 @@ impl Admission {
 }
 
 impl Queue {
+    /// How long a call may wait for its turn.
+    fn longest_wait(&self, now: Instant) -> Duration {
+        let standing = self.standing_until.is_some_and(|until| now < until);
+        if standing { STANDING_WAIT } else { MAX_WAIT }
+    }
+
     /// How many calls may wait: those whose turn comes in time.
-    fn room(&mut self, now: Instant, limit: usize, served: &AtomicU32) -> usize {
+    fn room(&mut self, now: Instant, wait: Duration, limit: usize, served: &AtomicU32) -> usize {
         let counted = now.saturating_duration_since(self.counted_from);
         if counted >= INTERVAL {
             let served = f64::from(served.swap(0, Ordering::Relaxed));
@@ -270,10 +309,8 @@ impl Queue {
             self.rate = (counted < INTERVAL * 2).then(|| served / counted.as_secs_f64());
             self.counted_from = now;
         }
-        let standing = self.standing_until.is_some_and(|until| now < until);
-        let wait = if standing { STANDING_WAIT } else { MAX_WAIT };
         // As long as nothing is known of the pace, everybody who runs may have one behind him.
-        let room = self.rate.map_or(limit, |rate| (rate * wait.as_secs_f64()) as usize);
+        let room = self.rate.map_or(limit, |rate| (rate * wait.as_secs_f64()).ceil() as usize);
         room.min(MAX_WAITING)
     }
 }
@@ -284,7 +321,7 @@ impl Running {
         let admission = &self.shared.admission;
         match admission.mode {
             Concurrency::Gradient => self.began = Some(Instant::now()),
-            Concurrency::Adaptive if admission.gauge.running.load(Ordering::Relaxed) >= FLOOR => {
+            Concurrency::Adaptive if admission.gauge.running.load(Ordering::Relaxed) >= PROBED_FROM => {
                 if !admission.probing.load(Ordering::Relaxed) && !admission.probing.swap(true, Ordering::Relaxed) {
                     tokio::spawn(Admission::probe(Arc::clone(&self.shared)));
                 }

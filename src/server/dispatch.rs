@@ -45,8 +45,9 @@ pub(super) struct Dispatch {
 /// One of so many calls of a method is measured while it is polled in place.
 const SAMPLE: u8 = 64;
 /// A handler that works for longer than this before it first waits, or ends, is better off in a task: everything else on its
-/// connection waits for it, also to be refused. It is as long as some hundred small calls take.
-const IN_PLACE: Duration = Duration::from_micros(250);
+/// connection waits for it, also to be refused, and may be as many calls as one connection has open: in place they never are too
+/// many, so nobody is. It is as long as a hundred tasks take to begin.
+const IN_PLACE: Duration = Duration::from_micros(100);
 
 /// A method as this connection knows it.
 struct Callee {
@@ -101,6 +102,10 @@ impl Handler for Dispatch {
     }
 
     fn load(&mut self, _load: Load) {}
+
+    fn hurries(&self) -> bool {
+        self.shared.admission.is_full()
+    }
 }
 
 /// What a call says before its body.
@@ -257,12 +262,33 @@ async fn wait(
     let Ok(Ok(mut running)) = tokio::time::timeout_at(until, turn).await else {
         return refuse(&start.link, start.id, Refusal::Busy, &Refused::new(shared.admission.full()));
     };
-    drop(shared);
     running.goes_on();
+    if shared.admission.spares_processors() {
+        let_sockets_go_first().await;
+    }
+    drop(shared);
     if let Some(handler) = start.handler(&assembly) {
         handler.await;
     }
     drop(running);
+}
+
+/// Lets this thread look at the sockets, where calls wait to be refused, and those who read them go first. A turn comes from a call
+/// that has just ended: without this it would pass from one to the next, for a thread looks only when nothing is ready, or every
+/// 61 tasks.
+async fn let_sockets_go_first() {
+    // Wakes this task after the thread has looked, and as the last one…
+    tokio::task::yield_now().await;
+    // … which goes first; but not when it wakes itself.
+    let mut woken = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut woken, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// How long the arguments of a call without a deadline may take to come, beside the time that their length allows for.

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Fewest calls that an adaptive limit allows: one that is wrong must leave enough to find out.
-pub(super) const FLOOR: usize = 8;
+/// Fewest calls that [`Gradient`] allows: one that is wrong must leave enough to find out.
+const FLOOR: usize = 8;
+/// The same for [`Lateness`], for each thread that runs tasks: one that runs, and one that is ready when that ends.
+const FEWEST_PER_WORKER: usize = 2;
 /// Where the limit of [`Gradient`] starts.
 pub(super) const START: usize = 64;
 /// How often the limit is thought over.
@@ -19,15 +21,20 @@ pub(super) const INTERVAL: Duration = Duration::from_millis(100);
 /// How late ready tasks may run, all of an interval long, before the process counts as overloaded: the queueing time at which
 /// WeChat's DAGOR decides so. A timer is exact to 1 ms, a worker of tokio looks at sockets at least every 61 tasks, and a machine that has
 /// other things to do gives the processor back within some milliseconds.
-const LATE: Duration = Duration::from_millis(20);
-/// For how long after that the limit stays although nobody asks for more.
+pub(super) const LATE: Duration = Duration::from_millis(20);
+/// How late they typically run at most once that is known. Whoever refuses is a task too and waits as long, so this is little: CoDel
+/// (RFC 8289, 4.3) takes 5 ms for a whole queue, and a refusal has the way to the caller and back before it too.
+const AIM: Duration = Duration::from_millis(3);
+/// For how long overload is known after it was seen last.
 const REMEMBERED: Duration = Duration::from_secs(10);
 /// How much longer than the least a call may take before the limit shrinks, as in Netflix's `Gradient2Limit`.
 const TOLERANCE: f64 = 1.5;
 /// The smallest gradient of times: a limit is at most halved at once, as in Netflix's.
 const STEEPEST: f64 = 0.5;
-/// The same for lateness, which grows with what runs, so that one step may be the whole way.
+/// The same for lateness above [`LATE`], which grows with what runs, so that one step may be the whole way.
 const STEEPEST_LATE: f64 = 0.1;
+/// How many times its root the limit shrinks at once, below that.
+const STEEPEST_ROOTS: f64 = 4.0;
 /// How much of a step is taken at once, as in Netflix's `Gradient2Limit`.
 const SMOOTHING: f64 = 0.2;
 /// For how long the least time of a call is believed at most twice, as in BBR…
@@ -43,45 +50,78 @@ fn step(limit: f64, gradient: f64) -> f64 {
     limit * gradient.clamp(STEEPEST, 1.0) + limit.sqrt()
 }
 
-fn within(limit: f64, ceiling: usize) -> usize {
+fn within(limit: f64, floor: usize, ceiling: usize) -> usize {
     // Positive, and at most the ceiling after the comparison.
-    (limit as usize).clamp(FLOOR.min(ceiling), ceiling)
+    (limit as usize).clamp(floor.min(ceiling), ceiling)
 }
 
 /// The limit that follows how late ready tasks run. Lateness means that the processors have more to do than they can; the time
 /// that calls take says nothing of it, because calls that wait for something else cost nothing.
 #[derive(Debug)]
 pub(super) struct Lateness {
-    limit: usize,
+    limit: f64,
+    floor: usize,
     ceiling: usize,
-    /// When tasks were late last.
-    late: Option<Instant>,
+    /// When overload was seen last.
+    seen: Option<Instant>,
+}
+
+/// What was measured in an interval.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measured {
+    /// How much too late tasks ran: the least…
+    pub(super) least: Duration,
+    /// … and the median.
+    pub(super) typical: Duration,
+    /// Whether the server was full most of the time.
+    pub(super) full: bool,
+    /// How many calls ran at once, at most.
+    pub(super) most: usize,
 }
 
 impl Lateness {
-    /// No limit but the ceiling.
-    pub(super) fn new(ceiling: usize) -> Self {
-        Self { limit: ceiling, ceiling, late: None }
+    /// No limit but the ceiling, where so many threads run the tasks.
+    pub(super) fn new(workers: usize, ceiling: usize) -> Self {
+        Self { limit: ceiling as f64, floor: workers * FEWEST_PER_WORKER, ceiling, seen: None }
     }
 
-    /// The limit after an interval in which every task ran at least `delay` too late, and at most `most` calls ran at once.
-    pub(super) fn next(&mut self, delay: Duration, most: usize, now: Instant) -> usize {
-        let limit = self.limit as f64;
-        let next = if delay > LATE {
-            self.late = Some(now);
-            let gradient = LATE.as_secs_f64() / delay.as_secs_f64();
-            // No root here: what is to shrink must not grow, however small it is.
-            limit.min(most as f64) * gradient.max(STEEPEST_LATE)
-        } else if most >= self.limit / 2 {
-            step(limit, 1.0)
-        } else if self.late.is_some_and(|late| now.saturating_duration_since(late) < REMEMBERED) {
+    /// Whether overload was seen of late.
+    pub(super) fn is_known(&self, now: Instant) -> bool {
+        self.seen.is_some_and(|seen| now.saturating_duration_since(seen) < REMEMBERED)
+    }
+
+    /// The limit after an interval.
+    pub(super) fn next(&mut self, Measured { least, typical, full, most }: Measured, now: Instant) -> usize {
+        let most = most as f64;
+        let known = self.is_known(now);
+        // One moment in which all is prompt is enough to doubt an overload that is news; later the median tells more.
+        let lateness = if known { typical } else { least };
+        let too_late = lateness.as_secs_f64() / AIM.as_secs_f64() - 1.0;
+        let roots = |limit: f64| limit - limit.sqrt() * too_late.min(STEEPEST_ROOTS);
+        // Where the limit is right, the lateness is about the aim, on either side of it.
+        if lateness > LATE || (known && full && lateness > AIM / 2) {
+            self.seen = Some(now);
+        }
+        self.limit = if known && lateness > LATE && most > self.limit {
+            // This is still the lateness of those who ran before the limit shrank.
+            self.limit
+        } else if lateness > LATE {
+            self.limit.min(most) * (LATE.as_secs_f64() / lateness.as_secs_f64()).max(STEEPEST_LATE)
+        } else if known && full {
+            // By roots, as it grows: calls that also wait are many although few of them are ready, so that a part of the lateness is
+            // more than that part of them.
+            roots(self.limit)
+        } else if most >= (self.limit / 2.0).floor() {
+            step(self.limit, 1.0)
+        } else if known {
             // Nobody asks for more, perhaps because they were refused.
-            limit
+            self.limit
         } else {
-            limit * 2.0
+            self.limit * 2.0
         };
-        self.limit = within(next, self.ceiling);
-        self.limit
+        let limit = within(self.limit, self.floor, self.ceiling);
+        self.limit = self.limit.clamp(limit as f64, self.ceiling as f64);
+        limit
     }
 }
 
@@ -111,7 +151,7 @@ impl Gradient {
             Some((limit, 1)) => self.limit = limit,
             Some((limit, more)) => {
                 self.probe = Some((limit, more - 1));
-                return within(self.limit, ceiling);
+                return within(self.limit, FLOOR, ceiling);
             }
             None if now >= self.span_ends => {
                 self.least = [f64::INFINITY, self.least[0]];
@@ -120,7 +160,7 @@ impl Gradient {
                     // Under lasting pressure the least seen is that of a queue, if only a short one.
                     self.probe = Some((self.limit, PROBE_INTERVALS));
                     self.limit /= PROBE_SHARE;
-                    return within(self.limit, ceiling);
+                    return within(self.limit, FLOOR, ceiling);
                 }
             }
             None => {}
@@ -133,7 +173,7 @@ impl Gradient {
             let next = step(self.limit, gradient);
             self.limit = self.limit * (1.0 - SMOOTHING) + next * SMOOTHING;
         }
-        let limit = within(self.limit, ceiling);
+        let limit = within(self.limit, FLOOR, ceiling);
         self.limit = self.limit.clamp(FLOOR.min(ceiling) as f64, ceiling as f64);
         limit
     }
@@ -195,27 +235,84 @@ mod tests {
         }
     }
 
+    const PROMPT: Measured = Measured { least: Duration::ZERO, typical: Duration::ZERO, full: false, most: 0 };
+
+    fn late(lateness: Duration, most: usize) -> Measured {
+        Measured { least: lateness, typical: lateness, full: true, most }
+    }
+
     #[test]
-    fn lateness_shrinks_the_limit_from_what_runs_down_to_the_floor_and_promptness_lifts_it() {
+    fn lateness_shrinks_the_limit_from_what_runs_down_to_two_a_worker_and_promptness_lifts_it() {
+        const WORKERS: usize = 2;
+        const FEWEST: usize = WORKERS * FEWEST_PER_WORKER;
         let mut now = Instant::now();
-        let mut lateness = Lateness::new(CEILING);
-        assert_eq!(lateness.next(LATE, 1_000, now), CEILING, "at the limit, not past it");
-        let mut limit = lateness.next(LATE * 4, 1_000, now);
+        let mut lateness = Lateness::new(WORKERS, CEILING);
+        assert_eq!(lateness.next(late(LATE, 1_000), now), CEILING, "at the limit, not past it");
+        let mut limit = lateness.next(late(LATE * 4, 1_000), now);
         assert_eq!(limit, 250, "a quarter of what ran");
+        assert_eq!(lateness.next(late(LATE * 4, 1_000), now), 250, "those who ran before still do");
         for _ in 0..20 {
-            limit = lateness.next(Duration::from_secs(1), limit, now);
+            limit = lateness.next(late(Duration::from_secs(1), limit), now);
         }
-        assert_eq!(limit, FLOOR);
-        assert_eq!(lateness.next(Duration::ZERO, 1, now), FLOOR, "nobody asks for more");
-        let used = lateness.next(Duration::ZERO, FLOOR, now);
-        assert!(used > FLOOR && used < 2 * FLOOR, "{used}");
+        assert_eq!(limit, FEWEST);
+        assert_eq!(lateness.next(PROMPT, now), FEWEST, "nobody asks for more");
+        let used = lateness.next(Measured { most: FEWEST, ..PROMPT }, now);
+        assert!(used > FEWEST && used <= 2 * FEWEST, "{used}");
         now += REMEMBERED;
         let mut intervals = 0;
         while limit < CEILING {
-            limit = lateness.next(Duration::ZERO, 1, now);
+            limit = lateness.next(PROMPT, now);
             intervals += 1;
         }
         assert!(INTERVAL * intervals < Duration::from_secs(2), "{intervals} intervals until it is gone");
-        assert_eq!(Lateness::new(4).next(Duration::from_secs(1), 4, now), 4, "a ceiling below the floor");
+        let mut few = Lateness::new(8, 4);
+        assert_eq!(few.next(late(Duration::from_secs(1), 4), now), 4, "a ceiling below the fewest");
+    }
+
+    #[test]
+    fn once_overload_is_known_the_limit_settles_where_tasks_are_only_a_little_late() {
+        // Calls that need the processor for so many milliseconds and wait for so many others.
+        for (needs, waits) in [(0.2, 0.0), (1.0, 0.0), (1.0, 50.0), (0.1, 50.0), (0.2, 1_000.0)] {
+            let enough = 1.0 + waits / needs;
+            let lateness = |calls: usize| Duration::from_secs_f64((calls as f64 - enough).max(0.0) * needs / 1e3);
+            let mut now = Instant::now();
+            let (mut limit, mut most) = (Lateness::new(1, CEILING), enough as usize * 4 + 400);
+            let (mut used, mut times) = (Vec::new(), Vec::new());
+            // Ten minutes of more calls than that.
+            for interval in 0..6_000 {
+                now += INTERVAL;
+                most = limit.next(late(lateness(most), most), now);
+                if interval > 300 {
+                    used.push((most as f64 / enough).min(1.0));
+                    times.push(lateness(most));
+                }
+            }
+            let share = used.iter().sum::<f64>() / used.len() as f64;
+            let mean = times.iter().sum::<Duration>() / times.len() as u32;
+            println!(
+                "{needs} ms of the processor and {waits} ms without: {share:.3} of it was used, tasks were {mean:.1?} late"
+            );
+            assert!(share > 0.95, "{needs} ms of the processor and {waits} ms without: {share:.3} of it was used");
+            assert!(mean < AIM * 2, "{needs} ms of the processor and {waits} ms without: tasks were {mean:.1?} late");
+        }
+    }
+
+    #[test]
+    fn tasks_that_are_a_little_late_hold_nobody_back_unless_most_find_the_server_full() {
+        let little = AIM * 3;
+        let mut now = Instant::now();
+        let mut limit = Lateness::new(1, CEILING);
+        for _ in 0..100 {
+            now += INTERVAL;
+            assert_eq!(limit.next(late(little, 100), now), CEILING, "no overload was seen before");
+        }
+        assert_eq!(limit.next(late(LATE * 2, 100), now), 50);
+        now += INTERVAL;
+        assert!(limit.next(late(little, 50), now) < 50, "full");
+        let after = limit.next(Measured { full: false, ..late(little, 40) }, now);
+        let next = limit.next(Measured { full: false, ..late(little, after) }, now);
+        assert!(next > after, "not full: {next} after {after}");
+        now += REMEMBERED;
+        assert!(limit.next(Measured { full: true, ..late(little, next) }, now) > next, "overload is forgotten");
     }
 }

@@ -56,6 +56,10 @@ pub(crate) trait Handler: Send + 'static {
     fn rest(&mut self);
     /// The peer has said how busy it is. Once for all that is read together.
     fn load(&mut self, load: Load);
+    /// Whether others who can run now take so long that nothing may wait for them.
+    fn hurries(&self) -> bool {
+        false
+    }
 }
 
 /// An event, and the body of the call that it announces if all of it is there.
@@ -141,7 +145,8 @@ impl<H: Handler> Driver<H> {
             }
             // Whoever woke us has queued one thing. Others who can run now will queue theirs first if we let them, and
             // one write carries all.
-            if std::mem::take(&mut state.kicked) && !std::mem::replace(&mut self.yielded, true) {
+            let kicked = std::mem::take(&mut state.kicked) && !self.handler.hurries();
+            if kicked && !std::mem::replace(&mut self.yielded, true) {
                 drop(state);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;

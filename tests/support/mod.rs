@@ -15,6 +15,7 @@ pub(crate) mod hosts;
 pub(crate) mod load;
 pub(crate) mod nodes;
 pub(crate) mod peer;
+pub(crate) mod pressure;
 #[cfg(all(feature = "consul", feature = "macros"))]
 pub(crate) mod process;
 pub(crate) mod proxy;

@@ -31,6 +31,8 @@ const JOURNAL: &str = "PICOM_TEST_JOURNAL";
 const DRAIN_MS: &str = "PICOM_TEST_DRAIN_MS";
 /// With what right it asks Consul, if it needs any.
 pub(crate) const TOKEN: &str = "PICOM_TEST_TOKEN";
+/// How many threads run its tasks, if not two.
+pub(crate) const THREADS: &str = "PICOM_TEST_THREADS";
 /// Begins the lines that are for the test: the test harness of the child writes others.
 const MARK: &str = "@picom ";
 
@@ -187,7 +189,8 @@ pub(crate) fn open_files(process: &str) -> usize {
 /// Serves, if this process was started to; returns at once in a usual run of the tests.
 pub(crate) fn main_if_asked() {
     let Ok(consul) = env::var(CONSUL) else { return };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let threads = env::var(THREADS).map_or(2, |threads| threads.parse().unwrap());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     runtime.expect("a runtime").block_on(serve(&consul));
 }
 

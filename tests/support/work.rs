@@ -43,9 +43,9 @@ pub(crate) trait Work {
     /// Fails at once in one process, and writes it down there.
     #[rpc(idempotent)]
     async fn ail(&self, sick: u32, id: u64) -> Result<u32, Status>;
-    /// Needs a processor for so long.
+    /// Needs a processor for so long, in so many steps, each of which lets others go first, and then waits.
     #[rpc(idempotent)]
-    async fn burn(&self, id: u64, microseconds: u64) -> u32;
+    async fn burn(&self, id: u64, microseconds: u64, steps: u64, wait_milliseconds: u64) -> u32;
 }
 
 /// How many calls of `toil` a process can serve at once.
@@ -126,12 +126,16 @@ impl Work for Worker {
         Ok(std::process::id())
     }
 
-    async fn burn(&self, id: u64, microseconds: u64) -> u32 {
+    async fn burn(&self, id: u64, microseconds: u64, steps: u64, wait_milliseconds: u64) -> u32 {
         self.ran(id);
-        // In steps, each of which lets others go first.
-        for _ in 0..4 {
-            spin(microseconds * *ROUNDS / 4);
-            tokio::task::yield_now().await;
+        for step in 0..steps {
+            if step > 0 {
+                tokio::task::yield_now().await;
+            }
+            spin(microseconds * *ROUNDS / steps);
+        }
+        if wait_milliseconds > 0 {
+            sleep(Duration::from_millis(wait_milliseconds)).await;
         }
         std::process::id()
     }
