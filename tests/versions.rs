@@ -185,3 +185,15 @@ async fn what_is_no_version_is_refused_with_what_would_be_one() {
     let error = caller.pick("calc@work").await.unwrap_err();
     assert!(error.to_string().contains("as in calc@1.2.3 or calc@^1.2"), "{error}");
 }
+
+#[tokio::test]
+async fn a_version_has_a_longest_length_and_can_be_asked_for_at_it() {
+    let registry: Arc<dyn Registry> = Arc::new(Memory::new());
+    let version = |len: usize| format!("1.2.3-{}", "a".repeat(len - "1.2.3-".len()));
+    let name = |len| format!("{}@{}", "c".repeat(63), version(len));
+    let _longest = exposed(&name(128), &registry).await;
+    assert_eq!(answers(&node("caller", &registry), &name(128)).await, BTreeSet::from([version(128)]));
+    let error = Picom::builder(name(129)).registry(registry).build().unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert!(error.to_string().contains("at most 128 bytes"), "{error}");
+}

@@ -410,11 +410,15 @@ fn check_service(service: &str) -> Result<(), RegistryError> {
 
 /// A node is of one version.
 fn check_version(name: &str, version: &str) -> Result<(), RegistryError> {
-    if semver::Version::parse(version).is_ok() {
+    /// In bytes. With the longest name and an @ before it, it can still be asked for, and every registry carries it.
+    const MAX_VERSION: usize = 128;
+    if version.len() <= MAX_VERSION && semver::Version::parse(version).is_ok() {
         return Ok(());
     }
     let shown: String = version.chars().take(64).flat_map(char::escape_default).collect();
-    Err(RegistryError::Invalid(format!("illegal version \"{shown}\" of a node: write one such as {name}@1.2.3")))
+    Err(RegistryError::Invalid(format!(
+        "illegal version \"{shown}\" of a node: write one such as {name}@1.2.3, of at most {MAX_VERSION} bytes"
+    )))
 }
 
 /// Consul and DNS take letters, digits and dashes, at most 63 of them; a name that only some registries take is no name.

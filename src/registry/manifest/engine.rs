@@ -152,11 +152,11 @@ impl Shared {
             // Without a reader nobody misses it.
             let _ = self.events.send(event);
         }
-        let (bells, touched) = (table.take_bells(), table.has_touched());
+        let (bells, look) = (table.take_bells(), table.wants_a_look());
         // Whoever is woken wants the table at once.
         drop(table);
         bells.iter().for_each(|bell| bell.notify_one());
-        if touched {
+        if look {
             self.look.notify_one();
         }
         result

@@ -101,6 +101,9 @@ pub struct Refusals {
     pub records: u64,
     /// News of members for whom there was no room, in the table or for the connection that brought them.
     pub owners: u64,
+    /// Members of whom the other side of a connection said that it lacks them, when it had been told everything four times within a
+    /// heartbeat. They are compared again later.
+    pub repeats: u64,
     /// Attempts to speak in the name of this member, or to free what is not one's own.
     pub takeovers: u64,
     /// How often this process had stood still for so long that it did not believe its own impatience. Not a refusal of others.

@@ -3,6 +3,8 @@
 //! Owns the frames and their coding: one byte for the kind and one MessagePack value. It must never believe anything: what a
 //! frame claims is judged in `table.rs`. Look next at `link.rs` for how frames get a length and a connection.
 
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +34,7 @@ pub(super) const MAX_WHY: usize = 16;
 pub(super) const UNSURE: u64 = 1;
 
 /// How one member is doing, as another has heard: owner, incarnation, beat, version, sum of its records or 0 or [`UNSURE`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Beat(pub(super) u64, pub(super) u64, pub(super) u64, pub(super) u64, pub(super) u64);
 
 /// News of one owner's records: what is different between two versions of them.
@@ -71,7 +73,7 @@ pub(super) enum Frame {
     /// Who is alive; if it is full, it names everybody.
     Pulse {
         full: bool,
-        beats: Vec<Beat>,
+        beats: Arc<Vec<Beat>>,
     },
     Change(Change),
     /// Persistent records, by owner and number, that were freed by somebody else than their owner.
@@ -113,7 +115,8 @@ impl Frame {
         let encoded = match self {
             Self::Pulse { full, beats } => {
                 out.put_u8(if *full { DIGEST } else { PULSE });
-                message::encode(beats, out)
+                put_beats(beats, out);
+                Ok(())
             }
             Self::Change(change) => {
                 out.put_u8(CHANGE);
@@ -153,8 +156,7 @@ impl Frame {
         let malformed = |_| BadFrame::Malformed;
         let read = match kind {
             PULSE | DIGEST => {
-                let beats: Vec<Beat> = message::decode(&frame).map_err(malformed)?;
-                (beats.len() <= MAX_OWNERS).then_some(Self::Pulse { full: kind == DIGEST, beats })
+                take_beats(&frame).map(|beats| Self::Pulse { full: kind == DIGEST, beats: Arc::new(beats) })
             }
             CHANGE => {
                 let change: Change = message::decode(&frame).map_err(malformed)?;
@@ -179,6 +181,84 @@ impl Frame {
         };
         read.ok_or(BadFrame::Malformed)
     }
+}
+
+/// Beats are nearly all that is ever said, and are numbers only: here they are written as MessagePack without its machinery.
+fn put_beats(beats: &[Beat], out: &mut BytesMut) {
+    // A name is nine bytes long, and the others seldom more than three.
+    out.reserve(5 + beats.len() * 24);
+    match (u8::try_from(beats.len()), u16::try_from(beats.len()), u32::try_from(beats.len())) {
+        (Ok(len @ 0..16), ..) => out.put_u8(0x90 | len),
+        (_, Ok(len), _) => {
+            out.put_u8(0xdc);
+            out.put_u16(len);
+        }
+        (.., len) => {
+            out.put_u8(0xdd);
+            out.put_u32(len.unwrap_or(u32::MAX));
+        }
+    }
+    for Beat(owner, incarnation, beat, version, sum) in beats {
+        out.put_u8(0x95);
+        [owner, incarnation, beat, version, sum].into_iter().for_each(|number| put_number(*number, out));
+    }
+}
+
+/// A number in the shortest form that it has.
+fn put_number(number: u64, out: &mut BytesMut) {
+    match (u8::try_from(number), u16::try_from(number), u32::try_from(number)) {
+        (Ok(number @ 0..128), ..) => out.put_u8(number),
+        (Ok(number), ..) => out.put_slice(&[0xcc, number]),
+        (_, Ok(number), _) => {
+            out.put_u8(0xcd);
+            out.put_u16(number);
+        }
+        (.., Ok(number)) => {
+            out.put_u8(0xce);
+            out.put_u32(number);
+        }
+        _ => {
+            out.put_u8(0xcf);
+            out.put_u64(number);
+        }
+    }
+}
+
+/// All beats of a frame, if it has nothing else and not too many of them.
+fn take_beats(mut frame: &[u8]) -> Option<Vec<Beat>> {
+    let len = match take(&mut frame)? {
+        [short @ 0x90..=0x9f] => usize::from(short & 0x0f),
+        [0xdc] => u16::from_be_bytes(take(&mut frame)?).into(),
+        [0xdd] => u32::from_be_bytes(take(&mut frame)?).try_into().ok()?,
+        _ => return None,
+    };
+    if len > MAX_OWNERS {
+        return None;
+    }
+    let mut beats = Vec::with_capacity(len);
+    for _ in 0..len {
+        let [0x95] = take(&mut frame)? else { return None };
+        let mut number = || take_number(&mut frame);
+        beats.push(Beat(number()?, number()?, number()?, number()?, number()?));
+    }
+    frame.is_empty().then_some(beats)
+}
+
+fn take_number(frame: &mut &[u8]) -> Option<u64> {
+    Some(match take(frame)? {
+        [small @ 0..=0x7f] => small.into(),
+        [0xcc] => take::<1>(frame)?[0].into(),
+        [0xcd] => u16::from_be_bytes(take(frame)?).into(),
+        [0xce] => u32::from_be_bytes(take(frame)?).into(),
+        [0xcf] => u64::from_be_bytes(take(frame)?),
+        _ => return None,
+    })
+}
+
+fn take<const N: usize>(frame: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, rest) = frame.split_first_chunk()?;
+    *frame = rest;
+    Some(*taken)
 }
 
 #[cfg(test)]
@@ -218,10 +298,30 @@ mod tests {
             (sum, heard) in any::<(u64, u64)>(),
         ) {
             let beats = beats.into_iter().map(|[a, b, c, d, e]| Beat(a, b, c, d, e)).collect();
-            let (pulse, summary) = (Frame::Pulse { full, beats }, Frame::Summary { sum, heard });
+            let (pulse, summary) = (Frame::Pulse { full, beats: Arc::new(beats) }, Frame::Summary { sum, heard });
             for frame in [pulse, Frame::Change(change), Frame::Freed(freed), Frame::Synced, summary, Frame::Taken] {
                 prop_assert_eq!(Frame::decode(encoded(&frame)).unwrap(), frame);
             }
+        }
+
+        #[test]
+        fn beats_are_the_messagepack_that_they_always_were(
+            beats in prop::collection::vec(any::<[(u64, u32); 5]>(), 0..40),
+            cut in 0..2000usize,
+        ) {
+            // Numbers of every length.
+            let rows: Vec<[u64; 5]> = beats.iter().map(|row| row.map(|(n, bits)| n >> (bits % 64))).collect();
+            let beats: Vec<_> = rows.iter().map(|[a, b, c, d, e]| Beat(*a, *b, *c, *d, *e)).collect();
+            let (mut by_hand, mut by_serde) = (BytesMut::new(), BytesMut::new());
+            put_beats(&beats, &mut by_hand);
+            message::encode(&rows, &mut by_serde).unwrap();
+            prop_assert_eq!(&by_hand, &by_serde);
+            prop_assert_eq!(take_beats(&by_hand), Some(beats));
+            if cut < by_hand.len() {
+                prop_assert_eq!(take_beats(&by_hand[..cut]), None);
+            }
+            by_hand.put_u8(0);
+            prop_assert_eq!(take_beats(&by_hand), None);
         }
 
         #[test]
@@ -233,7 +333,7 @@ mod tests {
 
     #[test]
     fn limits_hold_at_their_edge() {
-        let pulse = |len| Frame::Pulse { full: true, beats: vec![Beat(1, 1, 1, 1, 1); len] };
+        let pulse = |len| Frame::Pulse { full: true, beats: Arc::new(vec![Beat(1, 1, 1, 1, 1); len]) };
         assert!(Frame::decode(encoded(&pulse(MAX_OWNERS))).is_ok());
         assert_eq!(Frame::decode(encoded(&pulse(MAX_OWNERS + 1))), Err(BadFrame::Malformed));
         let freed = |len| Frame::Freed(vec![(1, 1); len]);

@@ -105,8 +105,9 @@ impl Manifest {
     }
 
     /// The members on this machine. The first process takes 127.0.0.1:3100, the others join it, and when it dies another takes
-    /// its place. Every user of the machine may join; [`Manifest::secret`] keeps others out. Nodes listen on 127.0.0.1 only, unless
-    /// [`bind`](crate::Builder::bind) says where.
+    /// its place. Without a secret whatever process of this machine connects to the port is a member, of whichever user or container that
+    /// shares its network, and may register services; [`Manifest::secret`] keeps others out. Nodes listen on 127.0.0.1 only,
+    /// unless [`bind`](crate::Builder::bind) says where.
     pub fn local() -> Self {
         Self::local_on(PORT)
     }

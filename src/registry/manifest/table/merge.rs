@@ -116,9 +116,10 @@ impl Table {
                 unknown = true;
             }
         }
+        let me = self.me;
         if let Some(link) = self.links.get_mut(&link) {
             link.echoes += usual;
-            if !full && beats.iter().any(|beat| beat.0 != link.owner) {
+            if !full && beats.iter().any(|beat| beat.0 != link.owner && beat.0 != me) {
                 link.relays = Some(now);
             }
         }
@@ -132,10 +133,13 @@ impl Table {
                 .filter(|(id, owner)| owner.is_told() && named.binary_search(id).is_err())
                 .map(|(id, _)| *id)
                 .collect();
-            self.peer_told_all(link, missing);
+            self.peer_told_all(link, missing, now);
         }
         if behind {
             self.want_digest(link, now);
+        }
+        if !full {
+            self.pulse_heard(now);
         }
     }
 
@@ -165,11 +169,15 @@ impl Table {
             // truths about what it left either side must see the other's.
             let differs = full && beat == 0 && owner.version == version && owner.sum != sum;
             if full && !is_news {
-                self.peer_has(link, id, (!differs).then_some((incarnation, version)));
+                self.peer_has(link, id, (!differs).then_some((incarnation, version)), now);
             }
             return is_news && sum != UNSURE || differs;
         }
         if !full && sum == UNSURE {
+            if is_news && incarnation == owner.incarnation && owner.life == Life::Live {
+                self.hear(id, beat, link, now);
+            }
+            let Some(owner) = self.owners.get_mut(&id) else { return false };
             // Only from where its beats came: what comes another way would have brought a newer one.
             if owner.beat_from == Some(link) && (incarnation, beat) == (owner.incarnation, owner.beat) {
                 owner.unsure = Some(now);
@@ -188,7 +196,7 @@ impl Table {
         }
         if full {
             let same = self.owners.get(&id).is_some_and(|owner| owner.version != version || owner.sum == sum);
-            self.peer_has(link, id, same.then_some((incarnation, version)));
+            self.peer_has(link, id, same.then_some((incarnation, version)), now);
             // Of two truths either side must see the other's.
             return is_ahead || !same;
         }
@@ -205,7 +213,7 @@ impl Table {
         if is_forged {
             self.defend(incarnation, now);
         } else if full {
-            self.peer_has(link, id, Some((incarnation, version)));
+            self.peer_has(link, id, Some((incarnation, version)), now);
         }
     }
 
@@ -283,7 +291,7 @@ impl Table {
         }
         if told < known || told == known && gone {
             // The other side is behind.
-            self.peer_has(link, id, (!gone).then_some(told));
+            self.peer_has(link, id, (!gone).then_some(told), now);
         } else if told == known {
             // Two truths of one version: somebody lies. The owner will say; until then all believe the same one.
             if from == 0 && sum_of_all(&change) > owner.sum {
@@ -308,7 +316,7 @@ impl Table {
         if is_forged {
             self.defend(change.incarnation, now);
         } else if told < mine {
-            self.peer_has(link, self.me, Some(told));
+            self.peer_has(link, self.me, Some(told), now);
         }
     }
 

@@ -1,10 +1,11 @@
 //! What one member knows of all: a table that does no I/O and is told the time.
 //!
 //! Owns the members, their records and the links over which news come and go; here are the parts that need no other member:
-//! one's own records, time, and looking up. It must never look at a clock, neither the wall's nor another, nor wait. Look next
-//! at `merge.rs` for what is believed of others, at `speak.rs` for what is said to them, and at `../engine.rs` for who drives
-//! it.
+//! one's own records, who is silent, and looking up. It must never look at a clock, neither the wall's nor another, nor wait.
+//! Look next at `merge.rs` for what is believed of others, at `speak.rs` for what is said to them, at `beats.rs` for when, and
+//! at `../engine.rs` for who drives it.
 
+mod beats;
 mod merge;
 mod owner;
 mod speak;
@@ -24,7 +25,7 @@ use self::owner::{Life, Owner, Stored, TOMBSTONE};
 use self::speak::Link;
 pub(super) use self::speak::Unwanted;
 use super::events::{Event, Refusals};
-use super::frame::{MAX_FREED, MAX_OWNER_BYTES, MAX_RECORDS};
+use super::frame::{Beat, MAX_FREED, MAX_OWNER_BYTES, MAX_RECORDS};
 use super::record::{Content, Record, RecordId};
 use super::role::Query;
 use crate::registry::{Endpoint, RegistryError, Tier};
@@ -32,9 +33,6 @@ use crate::state::{NodeState, NodeStatus};
 
 /// Most bytes of all records together: as many as a thousand members with 32 KiB each.
 pub(super) const MAX_TABLE_BYTES: usize = 32 << 20;
-
-/// Who passes on what others say looks at the time so many times per heartbeat.
-const TICKS_PER_BEAT: u32 = 4;
 
 /// Most events that wait to be told; the stream itself is bounded too.
 const MAX_EVENTS: usize = 4096;
@@ -72,6 +70,11 @@ pub(super) struct Table {
     /// Before this time nobody can have been silent for too long, and nothing is old enough to be forgotten.
     expire_at: Instant,
     beaten: Option<Instant>,
+    /// When the next beat is due at the latest, and whether that or anything else that is due has changed.
+    beat_next: Instant,
+    retimed: bool,
+    /// The beats after a count, as those are told who pass on nothing.
+    told: Option<(u64, Arc<Vec<Beat>>)>,
     /// Whether silence of all others can only mean that there are none: nobody is looked for.
     pub(super) rooted: bool,
     pub(super) refusals: Refusals,
@@ -110,6 +113,9 @@ impl Table {
             unsure_at: None,
             expire_at: now,
             beaten: None,
+            beat_next: now,
+            retimed: false,
+            told: None,
             rooted: true,
             refusals: Refusals::default(),
             listened: true,
@@ -231,70 +237,7 @@ impl Table {
         self.tell(me, None);
     }
 
-    /// When the time is to go on: at the latest for the next beat. Whoever passes on what others say, and whoever finds another
-    /// silent, looks at the time more often.
-    pub(super) fn due(&self) -> Instant {
-        let Some(beaten) = self.beaten else { return self.ticked };
-        let soon = self.ticked + self.heartbeat / TICKS_PER_BEAT;
-        let is_silent = |link: &Link| self.ticked.duration_since(link.heard) > self.heartbeat;
-        if self.is_tight() || self.links.len() > 1 || !self.contested.is_empty() || self.links.values().any(is_silent) {
-            return soon;
-        }
-        (beaten + self.heartbeat).min(self.expire_at).max(soon)
-    }
-
-    /// Whether there is so little time between heartbeat and lifetime that a beat may never wait for the next one.
-    fn is_tight(&self) -> bool {
-        self.lifetime < self.heartbeat * 3
-    }
-
-    /// The time goes on: beats, and forgets whoever has not.
-    pub(super) fn tick(&mut self, now: Instant) {
-        let late = now.duration_since(self.ticked);
-        self.ticked = now;
-        if late > self.lifetime / 2 {
-            // This process stood still: what others said meanwhile may not have been read yet.
-            self.refusals.pauses += 1;
-            let wait = |seen: &mut Instant| *seen = (*seen + late).min(now);
-            self.owners.values_mut().for_each(|owner| wait(&mut owner.seen));
-            self.links.values_mut().for_each(|link| wait(&mut link.heard));
-        }
-        let is_due = self.beaten.is_none_or(|at| now.duration_since(at) + self.heartbeat / 8 >= self.heartbeat);
-        if is_due && !self.own(now).is_gone() {
-            self.beaten = Some(now);
-            self.count += 1;
-            let count = self.count;
-            let me = self.own(now);
-            (me.beat, me.beat_at, me.seen) = (me.beat + 1, count, now);
-            self.event(Event::Heartbeat);
-        }
-        let beats = self.beaten == Some(now);
-        self.expire(now);
-        // Who of two at one address is heard may have changed.
-        self.touched.append(&mut self.contested);
-        self.doubt(now);
-        self.schedule(beats, now);
-    }
-
-    /// Finds those behind links that have fallen silent. Others are told, so that they do not take them for dead either.
-    fn doubt(&mut self, now: Instant) {
-        let silent = |link: &Link| now.duration_since(link.heard) > self.heartbeat * 5 / 4;
-        let is_recent = |at: Instant| now.duration_since(at) <= self.heartbeat / 2;
-        if !self.unsure_at.is_some_and(is_recent) && !self.links.values().any(silent) {
-            return self.unsure.clear();
-        }
-        let is_unsure = |owner: &Owner| {
-            let told = owner.unsure.is_some_and(is_recent);
-            told || owner.beat_from.and_then(|link| self.links.get(&link)).is_some_and(silent)
-        };
-        let owners = self.owners.iter().filter(|(_, owner)| !owner.is_gone() && is_unsure(owner));
-        self.unsure = owners.map(|(id, _)| *id).collect();
-    }
-
     fn expire(&mut self, now: Instant) {
-        if now < self.expire_at {
-            return;
-        }
         // What is new from here on cannot be due sooner.
         self.expire_at = now + self.lifetime.min(TOMBSTONE);
         let mut forgotten = Vec::new();
@@ -545,8 +488,9 @@ impl Table {
         std::mem::take(&mut self.touched)
     }
 
-    pub(super) fn has_touched(&self) -> bool {
-        !self.touched.is_empty()
+    /// Whether readers have not seen all, or the time is to be looked at at another time than was said.
+    pub(super) fn wants_a_look(&mut self) -> bool {
+        std::mem::take(&mut self.retimed) || !self.touched.is_empty()
     }
 
     /// Who is to be told that there may be something to say.

@@ -28,6 +28,14 @@ const BEATS_PER_DIGEST: u32 = 150;
 /// So many summaries in a row may be of no use because news were under way; then everything is compared.
 const MAX_UNCLEAR: u32 = 3;
 
+/// So many times per heartbeat, at most, the other side of a link may have all that is known here told again, because it says that
+/// it lacks it: once when it joins and once when a comparison finds something, and as often again for what crosses on the way.
+/// A frame of some bytes asks for as much, so that without this who may join could keep others busy with nothing else.
+const TABLES_TOLD_AGAIN: usize = 4;
+
+/// What a member costs in that beside its records, in bytes: about the head of a frame.
+const HEAD: usize = 64;
+
 /// Most connections of one member.
 pub(in super::super) const MAX_LINKS: usize = 512;
 
@@ -48,23 +56,27 @@ pub(super) struct Link {
     dirty: BTreeSet<u64>,
     queue: VecDeque<u64>,
     /// Everything is to be compared now, and when next.
-    digest: bool,
-    digest_next: Instant,
+    pub(super) digest: bool,
+    pub(super) digest_next: Instant,
     digest_at: Option<Instant>,
     /// A summary is to be said now, and when next; when the last one came, and how many of them in a row told nothing.
-    summary: bool,
-    summary_next: Instant,
+    pub(super) summary: bool,
+    pub(super) summary_next: Instant,
     summary_heard: Option<Instant>,
     unclear: u32,
+    /// How many bytes are told again because the other side says that it lacks them, since when.
+    again: usize,
+    again_since: Instant,
     /// How many changes and frees were said to the other side, and heard from it.
     said: u64,
     pub(super) heard_news: u64,
     /// When it last brought a beat of anybody but its own other end.
     pub(super) relays: Option<Instant>,
-    bell: Arc<Notify>,
-    pulse: bool,
+    pub(super) bell: Arc<Notify>,
+    /// Beats that came after this count of the table are to be said now.
+    pub(super) pulse: Option<u64>,
     /// Up to which count of the table beats were told, and how many since then were heard on this very link.
-    beats: u64,
+    pub(super) beats: u64,
     pub(super) echoes: u64,
     /// How many of the frees of persistent records were told.
     freed: u64,
@@ -120,11 +132,13 @@ impl Table {
             summary_next: now,
             summary_heard: None,
             unclear: 0,
+            again: 0,
+            again_since: now,
             said: 0,
             heard_news: 0,
             relays: None,
             bell: Arc::default(),
-            pulse: false,
+            pulse: None,
             beats: 0,
             echoes: 0,
             freed: self.freed_count - self.freed.len() as u64,
@@ -216,20 +230,45 @@ impl Table {
     }
 
     /// The other side has this of an owner, or something else of which nothing is known.
-    pub(super) fn peer_has(&mut self, link: u64, owner: u64, version: Option<(u64, u64)>) {
+    pub(super) fn peer_has(&mut self, link: u64, owner: u64, version: Option<(u64, u64)>, now: Instant) {
         let newest = self.owners.get(&owner).map(|owner| (owner.incarnation, owner.version));
-        let Some(link) = self.links.get_mut(&link) else { return };
+        // Usually both sides know the same, and nobody is to be woken for that.
+        let is_behind = newest.is_some_and(|newest| version.is_none_or(|version| version < newest));
         // Until it has named all whom it knows, it is told nothing.
+        let is_known = self.links.get(&link).is_some_and(|link| link.knows.is_some());
+        if !is_known || is_behind && !self.may_tell_again(link, owner, now) {
+            return;
+        }
+        let Some(link) = self.links.get_mut(&link) else { return };
         let Some(knows) = &mut link.knows else { return };
         match version {
             Some(version) => knows.insert(owner, version),
             None => knows.remove(&owner),
         };
-        // Usually both sides know the same, and nobody is to be woken for that.
-        if newest.is_some_and(|newest| version.is_none_or(|version| version < newest)) {
+        if is_behind {
             link.dirty.insert(owner);
             self.bells.push(Arc::clone(&link.bell));
         }
+    }
+
+    /// Whether the other side may be told again what it says it lacks. What is refused is compared again later, as all is.
+    fn may_tell_again(&mut self, link: u64, owner: u64, now: Instant) -> bool {
+        let most = TABLES_TOLD_AGAIN * (self.bytes + HEAD * self.owners.len());
+        let cost = HEAD + self.owners.get(&owner).map_or(0, |owner| owner.bytes);
+        let Some(link) = self.links.get_mut(&link) else { return false };
+        if link.dirty.contains(&owner) {
+            // It is about to be told.
+            return true;
+        }
+        if now.duration_since(link.again_since) >= self.heartbeat {
+            (link.again, link.again_since) = (0, now);
+        }
+        if link.again + cost > most {
+            self.refusals.repeats += 1;
+            return false;
+        }
+        link.again += cost;
+        true
     }
 
     /// The other side has just said this of an owner.
@@ -259,15 +298,9 @@ impl Table {
     }
 
     /// The other side has named all whom it knows; these are not among them.
-    pub(super) fn peer_told_all(&mut self, link: u64, missing: Vec<u64>) {
-        let Some(link) = self.links.get_mut(&link) else { return };
-        let Some(knows) = &mut link.knows else { return };
-        if !missing.is_empty() {
-            self.bells.push(Arc::clone(&link.bell));
-        }
+    pub(super) fn peer_told_all(&mut self, link: u64, missing: Vec<u64>, now: Instant) {
         for owner in missing {
-            knows.remove(&owner);
-            link.dirty.insert(owner);
+            self.peer_has(link, owner, None, now);
         }
     }
 
@@ -317,22 +350,6 @@ impl Table {
             let line = [*id, incarnation, version, owner.sum].into_iter().fold(0, |hash, part| scatter(hash ^ part));
             sum.wrapping_add(line)
         })
-    }
-
-    /// Beats are due where there are any, and from time to time a comparison. To who passes on nothing that others say, they are
-    /// told together with one's own: only those behind it would miss them, if they waited at every step of a long way.
-    pub(super) fn schedule(&mut self, beats: bool, now: Instant) {
-        let tight = self.is_tight();
-        for link in self.links.values_mut() {
-            let relays = link.relays.is_some_and(|at| now.duration_since(at) < self.lifetime);
-            let has_news = self.count - link.beats > link.echoes;
-            link.pulse |= !self.unsure.is_empty() || has_news && (beats || relays || tight);
-            link.digest |= now >= link.digest_next;
-            link.summary |= now >= link.summary_next;
-            if link.pulse || link.digest || link.summary || now.duration_since(link.heard) > self.lifetime * 2 {
-                self.bells.push(Arc::clone(&link.bell));
-            }
-        }
     }
 
     /// What to say next on a link.
@@ -387,28 +404,36 @@ impl Table {
             let heard = link.heard_news;
             return Some(Frame::Summary { sum: self.summary_said(id, now), heard });
         }
-        if std::mem::take(&mut link.pulse) {
-            let told = std::mem::replace(&mut link.beats, self.count);
-            link.echoes = 0;
-            let beat = |(of, owner): (&u64, &Owner)| {
-                if owner.beat_from == Some(id) || owner.is_gone() {
-                    return None;
-                }
-                let unsure = self.unsure.contains(of);
-                let is_told = unsure || owner.beat_at > told && owner.life == Life::Live;
-                let sum = if unsure { UNSURE } else { 0 };
-                is_told.then_some(Beat(*of, owner.incarnation, owner.beat, owner.version, sum))
-            };
-            let beats: Vec<_> = match self.links.len() {
-                // All others were heard over it.
-                1 => self.owners.get_key_value(&self.me).into_iter().filter_map(beat).collect(),
-                _ => self.owners.iter().filter_map(beat).collect(),
-            };
-            if !beats.is_empty() {
-                return Some(Frame::Pulse { full: false, beats });
-            }
+        let told = link.pulse.take()?;
+        let beats = self.beats_since(id, told);
+        (!beats.is_empty()).then_some(Frame::Pulse { full: false, beats })
+    }
+
+    /// The beats that came after this count of the table, for this link. Those who pass on nothing are told the same, their own beat
+    /// included, so that it is put together once for all of them.
+    fn beats_since(&mut self, id: u64, told: u64) -> Arc<Vec<Beat>> {
+        let is_shared = self.links.get(&id).is_some_and(|link| link.relays.is_none()) && self.unsure.is_empty();
+        if let Some((_, beats)) = self.told.as_ref().filter(|(since, _)| is_shared && *since == told) {
+            return Arc::clone(beats);
         }
-        None
+        let beat = |(of, owner): (&u64, &Owner)| {
+            if !is_shared && owner.beat_from == Some(id) || owner.is_gone() {
+                return None;
+            }
+            let unsure = self.unsure.contains(of);
+            let is_told = unsure || owner.beat_at > told && owner.life == Life::Live;
+            let sum = if unsure { UNSURE } else { 0 };
+            is_told.then_some(Beat(*of, owner.incarnation, owner.beat, owner.version, sum))
+        };
+        let beats: Arc<Vec<_>> = Arc::new(match self.links.len() {
+            // All others were heard over it.
+            1 => self.owners.get_key_value(&self.me).into_iter().filter_map(beat).collect(),
+            _ => self.owners.iter().filter_map(beat).collect(),
+        });
+        if is_shared && self.links.len() > 1 {
+            self.told = Some((told, Arc::clone(&beats)));
+        }
+        beats
     }
 
     fn summary_said(&mut self, id: u64, now: Instant) -> u64 {
@@ -432,7 +457,7 @@ impl Table {
             link.digest_next = now + self.heartbeat * BEATS_PER_DIGEST + spread * BEATS_PER_DIGEST / 2;
             link.summary_next = now + self.heartbeat * BEATS_PER_SUMMARY + spread;
             (link.digest, link.digest_at, link.summary) = (false, Some(now), false);
-            (link.pulse, link.beats, link.echoes) = (false, self.count, 0);
+            (link.pulse, link.beats, link.echoes) = (None, self.count, 0);
         }
         let told = self.owners.iter().filter(|(_, owner)| owner.life == Life::Remembered || owner.is_told());
         let beat = |(id, owner): (&u64, &Owner)| {
@@ -440,7 +465,7 @@ impl Table {
             let beat = if owner.is_gone() { 0 } else { owner.beat };
             Beat(*id, owner.incarnation, beat, owner.version, owner.sum)
         };
-        Frame::Pulse { full: true, beats: told.take(MAX_OWNERS).map(beat).collect() }
+        Frame::Pulse { full: true, beats: Arc::new(told.take(MAX_OWNERS).map(beat).collect()) }
     }
 }
 

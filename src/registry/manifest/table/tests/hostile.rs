@@ -27,8 +27,8 @@ fn only_the_owner_changes_or_frees_a_record() {
     net.forge(1, 0, &Frame::Change(Change { freed: vec![1], from: 1, ..change(1, 9, 99, 1, vec![]) }));
     net.forge(1, 0, &Frame::Change(Change { gone: true, ..change(1, 1 << 20, 99, 1 << 50, vec![]) }));
     net.forge(1, 2, &Frame::Freed(vec![(id.owner, id.number)]));
-    net.forge(1, 2, &Frame::Pulse { full: false, beats: vec![Beat(1, 1, u64::MAX, 7, 7)] });
-    net.forge(1, 0, &Frame::Pulse { full: false, beats: vec![Beat(1, 1, u64::MAX, 7, 7)] });
+    net.forge(1, 2, &Frame::Pulse { full: false, beats: Arc::new(vec![Beat(1, 1, u64::MAX, 7, 7)]) });
+    net.forge(1, 0, &Frame::Pulse { full: false, beats: Arc::new(vec![Beat(1, 1, u64::MAX, 7, 7)]) });
     net.pass(BEAT * 6);
     net.everywhere(&["mine"]);
     assert!(net.tables[0].refusals.takeovers >= 4, "{:?}", net.tables[0].refusals);
@@ -214,6 +214,35 @@ fn who_babbles_is_cut_off() {
     assert_eq!((told, table.refusals.unknown_frames), (Some(100), 101));
     assert!(table.receive(link, Bytes::from_static(&[3, 1]), net.now).is_err());
     assert_eq!(table.refusals.malformed_frames, 1);
+}
+
+#[test]
+fn who_says_that_it_lacks_everything_is_told_all_four_times_per_heartbeat_and_no_more() {
+    let lacks_all = Frame::Pulse { full: true, beats: Arc::default() };
+    let is_stale = Frame::Change(change(2, 1, 0, 0, vec![]));
+    for (what, asks) in [("names nobody", lacks_all), ("says what is long over", is_stale)] {
+        let mut net = Net::new(2);
+        net.join(0, 1);
+        net.add(1, Content::of_details("one", Details { data: vec![7; MAX_DATA], ..Details::default() }));
+        net.pass(BEAT * 2);
+        let (_, (_, link)) = net.links[0];
+        for heartbeat in 1..=2 {
+            for time in 1..=6 {
+                net.tables[1].receive(link, bytes_of(&asks), net.now).unwrap();
+                let mut told = 0;
+                while let Some(frame) = net.tables[1].next_frame(link, net.now) {
+                    told += usize::from(matches!(frame, Frame::Change(change) if change.owner == 2));
+                }
+                assert_eq!(told, usize::from(time <= 4), "who {what} for time {time} of heartbeat {heartbeat}");
+            }
+            assert!(net.tables[1].refusals.repeats >= 2 * heartbeat, "{:?}", net.tables[1].refusals);
+            net.now += BEAT;
+        }
+        // Honest members heal as before.
+        net.tables[0].remove(RecordId { owner: 2, number: 1 });
+        net.pass(BEAT * 8);
+        net.everywhere(&["one"]);
+    }
 }
 
 #[test]

@@ -44,6 +44,8 @@ struct Net {
     bytes: usize,
     /// How often somebody has named all whom it knows.
     digests: usize,
+    /// How often each member has looked at the time.
+    looks: BTreeMap<usize, usize>,
     /// Whether every summary is changed on its way to what its receiver would say.
     lies: bool,
 }
@@ -54,7 +56,18 @@ impl Net {
         let tables = (0..count).map(|n| Table::new(n as u64 + 1, BEAT, LIFE, now)).collect();
         let (links, on_its_way) = (Vec::new(), VecDeque::new());
         let paused = vec![false; count];
-        Self { now, tables, paused, links, on_its_way, frames: 0, bytes: 0, digests: 0, lies: false }
+        Self {
+            now,
+            tables,
+            paused,
+            links,
+            on_its_way,
+            frames: 0,
+            bytes: 0,
+            digests: 0,
+            looks: BTreeMap::new(),
+            lies: false,
+        }
     }
 
     /// Every member looks for others.
@@ -129,6 +142,27 @@ impl Net {
             }
             self.settle();
         }
+    }
+
+    /// Lets the time pass, and every member look at it only when it has to.
+    fn live(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.step(end);
+        }
+    }
+
+    /// Goes on to the next time at which somebody has to look at it, or to the end, and lets only those look.
+    fn step(&mut self, end: Instant) {
+        let awake = || (0..self.tables.len()).filter(|table| !self.paused[*table]);
+        let next = awake().map(|table| self.tables[table].due()).min().unwrap_or(end);
+        // As exactly as timers are.
+        self.now = next.max(self.now + Duration::from_millis(1)).min(end);
+        for table in awake().filter(|table| self.tables[*table].due() <= self.now).collect::<Vec<_>>() {
+            *self.looks.entry(table).or_default() += 1;
+            self.tables[table].tick(self.now);
+        }
+        self.settle();
     }
 
     fn roles(&self, table: usize) -> Vec<String> {
