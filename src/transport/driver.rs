@@ -221,7 +221,9 @@ impl<H: Handler> Driver<H> {
     fn try_sleep(&mut self, cx: &mut Context<'_>) -> bool {
         let mut state = self.link.lock();
         take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
-        let has_output = state.can_write() && state.proto.wants_transmit();
+        // Whoever is in the middle of a write finds this task asleep afterwards, and wakes it if more is left. To look again and again
+        // until then would take the lock from those who call, and the processor from whoever writes.
+        let has_output = !state.writing && state.can_write() && state.proto.wants_transmit();
         let began_to_close = self.close_by.is_none() && state.is_closing();
         if !self.events.is_empty() || !self.wakers.is_empty() || has_output || began_to_close {
             return false;
