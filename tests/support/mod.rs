@@ -13,6 +13,7 @@ pub(crate) mod fault;
 pub(crate) mod hosts;
 #[cfg(all(feature = "consul", feature = "macros"))]
 pub(crate) mod load;
+pub(crate) mod logged;
 pub(crate) mod nodes;
 pub(crate) mod peer;
 #[cfg(all(feature = "consul", feature = "macros"))]
