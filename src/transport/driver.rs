@@ -56,6 +56,8 @@ pub(crate) trait Handler: Send + 'static {
     fn rest(&mut self);
     /// The peer has said how busy it is. Once for all that is read together.
     fn load(&mut self, load: Load);
+    /// Something was read. Once for all that is read together.
+    fn read(&mut self, _link: &Arc<Link>, _now: std::time::Instant) {}
 }
 
 /// An event, and the body of the call that it announces if all of it is there.
@@ -281,6 +283,7 @@ impl<H: Handler> Driver<H> {
         if let Some(load) = load {
             self.handler.load(load);
         }
+        self.handler.read(&self.link, now);
         self.wakers.drain(..).for_each(Waker::wake);
         if became_ready {
             self.handler.ready(&self.link);
