@@ -153,7 +153,7 @@ impl Builder {
 
     /// Most connections to one endpoint; the default is 4. There is one as long as that does: one more is made where all of them have
     /// the server's limit of open calls ([`max_calls`](Self::max_calls)), so that a call would have to wait, and no other endpoint
-    /// has room. It closes when it had no call for 240 seconds. Where there are so many already, or the server takes no more, calls wait.
+    /// has room; and where the threads of the runtime wait for each other because all use the same one, up to one for each of them. It closes when it had no call for 240 seconds. Where there are so many already, or the server takes no more, calls wait.
     pub fn max_connections_per_endpoint(mut self, connections: usize) -> Self {
         self.options.max_connections_per_endpoint = connections.max(1);
         self

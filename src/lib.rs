@@ -450,6 +450,7 @@ mod client;
 mod context;
 pub mod descriptor;
 #[cfg(test)]
+#[path = "../tests/support/logged.rs"]
 mod logged;
 mod message;
 mod metadata;

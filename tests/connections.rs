@@ -1,4 +1,5 @@
-//! How many connections a client has to one server: one as long as that does, one more where calls had to wait for a place.
+//! How many connections a client has to one server: one as long as that does, one more where calls had to wait for a place, or threads for each
+//! other.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
@@ -13,6 +14,7 @@ use futures::future::join_all;
 use picom::balance::{Circuit, EndpointState};
 use picom::registry::{Fixed, Instance, Memory, Registry};
 use picom::{Builder, Code, Context, Methods, Picom, Status, args};
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use support::nodes::{Pair, SERVICE, pair_with};
 use support::peer::{CALL, DRAIN, Hello, Scripted, frame, idle};
 use support::proxy::Proxy;
@@ -137,6 +139,60 @@ async fn ordinary_load_stays_on_one_connection() {
     });
     join_all(callers).await;
     assert_eq!((scene.proxy.connections(), scene.state().connections), (1, 1));
+}
+
+/// No arguments, which take their time to be written. The connection is locked meanwhile, so that threads find it so on any machine.
+struct Slow;
+
+impl Serialize for Slow {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        std::thread::sleep(Duration::from_micros(20));
+        serializer.serialize_map(Some(0))?.end()
+    }
+}
+
+/// Sixteen callers that keep their threads busy, half of the time with the connection, until `enough`.
+async fn crowd(scene: &Scene, enough: impl AsyncFnOnce()) {
+    let mut callers = JoinSet::new();
+    for _ in 0..16 {
+        let client = scene.client.clone();
+        callers.spawn(async move {
+            loop {
+                std::thread::sleep(Duration::from_micros(20));
+                assert_eq!(client.fetch::<u64>(SERVICE, "quick", Slow).await.expect("every call succeeds"), 7);
+            }
+        });
+    }
+    enough().await;
+    callers.abort_all();
+    while let Some(ended) = callers.join_next().await {
+        assert!(ended.is_err_and(|error| error.is_cancelled()), "no call failed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn threads_that_wait_for_each_other_get_a_connection_each() {
+    let scene = Scene::new(|server| server, |client| client).await;
+    crowd(&scene, async || {
+        eventually("there is one more", async || scene.state().connections == 2).await;
+        sleep(Duration::from_secs(3)).await;
+    })
+    .await;
+    assert_eq!(scene.proxy.connections(), 2, "no more than threads");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn threads_that_wait_for_each_other_share_a_connection_where_there_may_be_but_one() {
+    let scene = Scene::new(|server| server, |client| client.max_connections_per_endpoint(1)).await;
+    crowd(&scene, async || sleep(Duration::from_secs(3)).await).await;
+    assert_eq!(scene.proxy.connections(), 1);
+}
+
+#[tokio::test]
+async fn one_thread_waits_for_nobody_and_has_one_connection() {
+    let scene = Scene::new(|server| server, |client| client).await;
+    crowd(&scene, async || sleep(Duration::from_secs(3)).await).await;
+    assert_eq!(scene.proxy.connections(), 1);
 }
 
 /// All who wait must not wake for each call that ends.

@@ -14,7 +14,6 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -25,6 +24,7 @@ use serde_json::{Value, json};
 use support::consul::{Agent, on_path};
 use support::fake_consul::{FakeConsul, Reply, Request, entry, listing};
 use support::fault::Row;
+use support::logged::Logged;
 use support::process::{self, Process, SERVICE, Setup, TOKEN};
 use support::proxy::{Mode, Proxy};
 use support::scene::{Scene, Stalls, Traffic, lasts};
@@ -257,26 +257,6 @@ async fn a_consul_that_moves_away_from_an_address_that_answers_wrongly_is_found(
 /// A token that may do everything; any UUID will do.
 const MANAGEMENT: &str = "6d9a1f7c-0f5b-4d55-9c39-3a4b1f1c9e11";
 
-/// Counts what an operator would read.
-#[derive(Clone, Default)]
-struct Lines(Arc<AtomicUsize>);
-
-impl tracing::Subscriber for Lines {
-    fn enabled(&self, of: &tracing::Metadata<'_>) -> bool {
-        *of.level() <= tracing::Level::WARN && of.target().starts_with("picom")
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn event(&self, _: &tracing::Event<'_>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes more than a minute"]
 async fn a_revoked_token_costs_no_call_and_one_line_a_minute() {
@@ -295,8 +275,8 @@ async fn a_revoked_token_costs_no_call_and_one_line_a_minute() {
     let token = ask("PUT", "/v1/acl/token", rights).await;
     let secret = token["SecretID"].as_str().unwrap().to_owned();
 
-    let log = Lines::default();
-    tracing::subscriber::set_global_default(log.clone()).unwrap();
+    let log = Arc::new(Logged::at(tracing::Level::WARN));
+    tracing::subscriber::set_global_default(Arc::clone(&log)).unwrap();
     let url = agent.url();
     let caller = || {
         let registry = Consul::new(&url).unwrap().token(secret.clone());
@@ -308,11 +288,11 @@ async fn a_revoked_token_costs_no_call_and_one_line_a_minute() {
     // One caller that makes all the calls, so that the lines are those of one process with one watch.
     let traffic = Traffic::start(&callers);
     traffic.more(50).await;
-    let before = log.0.load(Ordering::Relaxed);
+    let before = log.lines();
     let deleted = scene.agent.http("DELETE", &path, Some(MANAGEMENT), "").await.unwrap();
     assert_eq!(deleted.status, 200, "{}", deleted.body);
     lasts(Duration::from_secs(60)).await;
-    let lines = log.0.load(Ordering::Relaxed) - before;
+    let lines = log.lines() - before;
     let report = scene.finish(traffic).await;
     Row::new(31, "Consul's token of services and caller revoked for a minute")
         .at_most("failed calls", report.failed().len(), 0)

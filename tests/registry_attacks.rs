@@ -17,56 +17,12 @@ use picom::registry::{
 };
 use picom::{NodeState, NodeStatus};
 use support::broadcast::Network;
+use support::members::{details, hear, hello, joined, listening, say};
 use support::{PATIENCE, eventually, instance, until};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncReadExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
-
-fn details(port: u16) -> Details {
-    Details { port, ..Details::default() }
-}
-
-async fn listening(manifest: Manifest) -> (Manifest, String) {
-    let manifest = manifest.listen("127.0.0.1:0");
-    let addresses = timeout(PATIENCE, manifest.listening()).await.expect("it listens").unwrap();
-    (manifest, addresses[0].to_string())
-}
-
-fn hello(owner: u64, seen: Option<[u8; 4]>) -> Vec<u8> {
-    let mut hello = b"picom-m\x02\x00".to_vec();
-    hello.extend(owner.to_be_bytes());
-    hello.extend(0xbad_u64.to_be_bytes());
-    hello.extend([1; 32]);
-    match seen {
-        None => hello.push(0),
-        Some(octets) => {
-            hello.push(4);
-            hello.extend(octets);
-        }
-    }
-    hello
-}
-
-async fn say(stream: &mut TcpStream, frame: &[u8]) -> std::io::Result<()> {
-    stream.write_all(&u32::try_from(frame.len()).unwrap().to_be_bytes()).await?;
-    stream.write_all(frame).await
-}
-
-async fn hear(stream: &mut TcpStream) -> Option<Vec<u8>> {
-    let mut frame = vec![0; timeout(PATIENCE, stream.read_u32()).await.expect("an answer in time").ok()? as usize];
-    timeout(PATIENCE, stream.read_exact(&mut frame)).await.expect("the rest in time").ok()?;
-    Some(frame)
-}
-
-async fn joined(address: &str, owner: u64) -> TcpStream {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    say(&mut stream, &hello(owner, None)).await.unwrap();
-    assert!(hear(&mut stream).await.unwrap().starts_with(b"picom-m"));
-    say(&mut stream, &[]).await.unwrap();
-    assert_eq!(hear(&mut stream).await.unwrap(), [0u8; 0]);
-    stream
-}
 
 /// A frame that says how one member is doing.
 fn pulse(beat: [u64; 5]) -> Vec<u8> {
@@ -137,9 +93,7 @@ async fn whoever_knows_no_secret_cannot_make_a_member_take_another_name() {
     for answer in 0..3 {
         let (mut stream, _) = timeout(PATIENCE, upstream.accept()).await.unwrap().unwrap();
         let _hello = hear(&mut stream).await.unwrap();
-        let mut false_hello = hello(7, None);
-        false_hello[8] = 1;
-        say(&mut stream, &false_hello).await.unwrap();
+        say(&mut stream, &hello(7, true, None)).await.unwrap();
         let proof = hear(&mut stream).await.unwrap();
         let behind = vec![Vec::new(), vec![7; 32], proof].swap_remove(answer);
         say(&mut stream, &[vec![3], behind].concat()).await.unwrap();
@@ -159,7 +113,7 @@ async fn why_a_connection_fails_is_told_also_when_it_is_closed_only_after_joinin
             let (mut stream, _) = upstream.accept().await.unwrap();
             attempt.send_modify(|count| *count += 1);
             let Some(_hello) = hear(&mut stream).await else { continue };
-            let _ = say(&mut stream, &hello(7, None)).await;
+            let _ = say(&mut stream, &hello(7, false, None)).await;
             let Some(_proof) = hear(&mut stream).await else { continue };
             let _ = say(&mut stream, &[]).await;
             // It has joined, and says something that is no frame.
@@ -232,7 +186,7 @@ async fn whoever_holds_the_port_of_a_machine_cannot_move_the_others_elsewhere() 
     member.register("service1", details(4000)).unwrap();
     let (mut stream, _) = timeout(PATIENCE, holder.accept()).await.unwrap().unwrap();
     assert!(hear(&mut stream).await.unwrap().starts_with(b"picom-m"));
-    say(&mut stream, &hello(7, Some([203, 0, 113, 9]))).await.unwrap();
+    say(&mut stream, &hello(7, false, Some([203, 0, 113, 9]))).await.unwrap();
     assert_eq!(hear(&mut stream).await.unwrap(), [0u8; 0]);
     say(&mut stream, &[]).await.unwrap();
     eventually("it has joined", async || member.connected() == [7]).await;
@@ -308,9 +262,7 @@ async fn whoever_claims_to_be_this_very_member_is_not_believed() {
         loop {
             let (mut stream, _) = upstream.accept().await.unwrap();
             let Some(_hello) = hear(&mut stream).await else { continue };
-            let mut false_hello = hello(7, None);
-            false_hello[8] = 1;
-            let _ = say(&mut stream, &false_hello).await;
+            let _ = say(&mut stream, &hello(7, true, None)).await;
             let Some(_proof) = hear(&mut stream).await else { continue };
             let _ = say(&mut stream, &[2]).await;
         }

@@ -16,6 +16,7 @@ use picom::registry::{
     from_url,
 };
 use picom::{NodeState, NodeStatus};
+use support::members::{details, hear, hello, joined, listening, say};
 use support::{PATIENCE, eventually, instance, state, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,19 +24,8 @@ use tokio::time::{Instant, timeout};
 
 const SECRET: &str = "a secret of more than sixteen bytes";
 
-fn details(port: u16) -> Details {
-    Details { port, ..Details::default() }
-}
-
 fn quick(manifest: Manifest) -> Manifest {
     manifest.heartbeat(Duration::from_millis(100)).lifetime(Duration::from_millis(500))
-}
-
-/// A member that listens, and where.
-async fn listening(manifest: Manifest) -> (Manifest, String) {
-    let manifest = manifest.listen("127.0.0.1:0");
-    let addresses = timeout(PATIENCE, manifest.listening()).await.expect("it listens").unwrap();
-    (manifest, addresses[0].to_string())
 }
 
 async fn sees(manifest: &Manifest, role: &str, count: usize) {
@@ -274,45 +264,13 @@ async fn a_secret_is_needed_in_both_directions_and_is_never_shown() {
     assert_eq!(open.get("private").unwrap(), []);
 }
 
-/// The hello of a stranger.
-fn hello(locked: bool, owner: u64, nonce: u8) -> Vec<u8> {
-    let mut hello = b"picom-m\x02".to_vec();
-    hello.push(u8::from(locked));
-    hello.extend(owner.to_be_bytes());
-    hello.extend(owner.to_be_bytes());
-    hello.extend([nonce; 32]);
-    hello.push(0);
-    hello
-}
-
-async fn say(stream: &mut TcpStream, frame: &[u8]) -> std::io::Result<()> {
-    stream.write_all(&u32::try_from(frame.len()).unwrap().to_be_bytes()).await?;
-    stream.write_all(frame).await
-}
-
-async fn hear(stream: &mut TcpStream) -> Option<Vec<u8>> {
-    let mut frame = vec![0; timeout(PATIENCE, stream.read_u32()).await.expect("an answer in time").ok()? as usize];
-    timeout(PATIENCE, stream.read_exact(&mut frame)).await.expect("the rest in time").ok()?;
-    Some(frame)
-}
-
-/// Joins as a stranger where there is no secret.
-async fn joined(address: &str, owner: u64) -> TcpStream {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    say(&mut stream, &hello(false, owner, 1)).await.unwrap();
-    assert!(hear(&mut stream).await.unwrap().starts_with(b"picom-m"));
-    say(&mut stream, &[]).await.unwrap();
-    assert_eq!(hear(&mut stream).await.unwrap(), [0u8; 0]);
-    stream
-}
-
 #[tokio::test]
 async fn forged_joins_are_told_nothing_and_counted() {
     let (hub, address) = listening(Manifest::new().secret(SECRET)).await;
     hub.register("private", details(4000)).unwrap();
     for proof in [&[7; 32][..], &[], &[7; 31], &[1]] {
         let mut stream = TcpStream::connect(&address).await.unwrap();
-        say(&mut stream, &hello(true, 7, 1)).await.unwrap();
+        say(&mut stream, &hello(7, true, None)).await.unwrap();
         let answer = hear(&mut stream).await.unwrap();
         assert_eq!(answer.len(), 58 + 4, "a hello and nothing else, before the proof");
         say(&mut stream, proof).await.unwrap();

@@ -1,6 +1,9 @@
 //! A Consul agent for W7, in memory and on ports of its own.
 //!
 //! Must never outlive this program where the machine can help it. Next: `run`.
+//!
+//! `tests/support/consul.rs` starts the same agent and is not shared: it is asynchronous, fails or says that a test is skipped
+//! where there is no Consul, and most of it is about several agents, rights and TLS. Here W7 is left out, and nothing else is needed.
 
 use std::env;
 use std::io::{Read as _, Write as _};

@@ -20,7 +20,7 @@ pub struct Lease {
     id: Id,
     slot: u32,
     server: Arc<str>,
-    /// None when it is not to go back.
+    /// None when it is not to go back, which is so only in `discard` and `drop`, after which there is no lease that could be used.
     stream: Option<TcpStream>,
 }
 
@@ -60,6 +60,7 @@ impl Deref for Lease {
     fn deref(&self) -> &TcpStream {
         match &self.stream {
             Some(stream) => stream,
+            // See the field.
             None => unreachable!("a lease without a connection is gone"),
         }
     }
@@ -69,6 +70,7 @@ impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut TcpStream {
         match &mut self.stream {
             Some(stream) => stream,
+            // See the field.
             None => unreachable!("a lease without a connection is gone"),
         }
     }

@@ -4,8 +4,10 @@
 //! [`super::target`], which does.
 
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use super::pool::Identity;
+use super::strain::{Gauge, Strain};
 use super::target::{Outcome, Target};
 use crate::options::CLIENT_IDLE_CLOSE;
 use crate::proto::{CloseReason, Config, Error, Load, Side};
@@ -14,7 +16,13 @@ use crate::transport::driver::{self, Handler, Happened};
 use crate::transport::link::{Link, Phase};
 
 /// What a connection has to say to its target: nobody calls a client.
-struct Reports(Weak<Target>);
+struct Reports {
+    target: Weak<Target>,
+    identity: Arc<Identity>,
+    /// How many threads the runtime has. More connections than that bring nothing, and one thread waits for nobody.
+    workers: usize,
+    gauge: Gauge,
+}
 
 impl Handler for Reports {
     fn ready(&mut self, _link: &Arc<Link>) {}
@@ -22,14 +30,24 @@ impl Handler for Reports {
     fn rest(&mut self) {}
 
     fn load(&mut self, load: Load) {
-        if let Some(target) = self.0.upgrade() {
+        if let Some(target) = self.target.upgrade() {
             target.reported(load.slot, load.capacity);
+        }
+    }
+
+    fn read(&mut self, link: &Arc<Link>, now: Instant) {
+        if self.workers > 1 && self.gauge.is_due(now) {
+            match (self.gauge.look(now, link.crowd()), self.target.upgrade()) {
+                (Some(Strain::Crowded), Some(target)) => target.spread(&self.identity, self.workers),
+                (Some(Strain::Calm), Some(target)) => target.gather(),
+                _ => {}
+            }
         }
     }
 }
 
 /// Makes a connection to this endpoint, within the time that the options allow.
-pub(super) async fn dial(target: &Arc<Target>, identity: &Identity) -> Outcome {
+pub(super) async fn dial(target: &Arc<Target>, identity: &Arc<Identity>) -> Outcome {
     let limit = identity.options.connect_timeout;
     match tokio::time::timeout(limit, shake_hands(target, identity)).await {
         Ok(outcome) => outcome,
@@ -40,7 +58,7 @@ pub(super) async fn dial(target: &Arc<Target>, identity: &Identity) -> Outcome {
     }
 }
 
-async fn shake_hands(target: &Arc<Target>, identity: &Identity) -> Outcome {
+async fn shake_hands(target: &Arc<Target>, identity: &Arc<Identity>) -> Outcome {
     let endpoint = target.endpoint();
     let io = transport::connect(endpoint.addr).await.map_err(|error| Arc::new(Error::from(error)))?;
     let options = &identity.options;
@@ -57,7 +75,13 @@ async fn shake_hands(target: &Arc<Target>, identity: &Identity) -> Outcome {
         wants_load: identity.wants_load(),
         ..Config::new(Side::Client)
     };
-    let (link, driver) = driver::connection(io, Some(endpoint.addr), Arc::new(config), Reports(Arc::downgrade(target)));
+    let reports = Reports {
+        target: Arc::downgrade(target),
+        identity: Arc::clone(identity),
+        workers: tokio::runtime::Handle::current().metrics().num_workers(),
+        gauge: Gauge::new(tokio::time::Instant::now().into_std()),
+    };
+    let (link, driver) = driver::connection(io, Some(endpoint.addr), Arc::new(config), reports);
     let mut phase = link.phase();
     // If this is cancelled, by the limit above, the connection must go too; once hello is through it lives by itself.
     let task = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move { driver.run().await }));
@@ -82,6 +106,7 @@ mod tests {
 
     use super::*;
     use crate::balance::{Fleet, Member, Seat};
+    use crate::options::Options;
     use crate::registry::Endpoint;
 
     #[test]
@@ -90,7 +115,13 @@ mod tests {
         let fleet = Arc::new(Fleet::new("service1".into(), Instant::now().into_std()));
         let member = Arc::new(Member::new(endpoint.addr, Arc::clone(&fleet)));
         let target = Arc::new(Target::new(Arc::clone(&endpoint), Arc::clone(&member)));
-        let mut reports = Reports(Arc::downgrade(&target));
+        let identity = Identity::new("service1".into(), "caller".into(), 1, Options::default());
+        let mut reports = Reports {
+            target: Arc::downgrade(&target),
+            identity: Arc::new(identity),
+            workers: 1,
+            gauge: Gauge::new(Instant::now().into_std()),
+        };
         let seat = Seat { endpoint, member };
         let known = || seat.state(true, fleet.at(Instant::now().into_std())).reported;
         assert_eq!(known(), None, "nothing was said yet");

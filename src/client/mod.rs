@@ -17,6 +17,7 @@ mod response;
 mod retry;
 mod route;
 mod rover;
+mod strain;
 mod stream;
 mod target;
 mod throttle;

@@ -209,11 +209,10 @@ impl Pool {
         self.rove();
         self.look(|set| {
             let choice = self.prefer(set, preference, &[], now, true)?;
-            match set.routes.get(choice.position) {
-                Some(Some(route)) if route.link().is_usable() => {
-                    Some(Chosen::Connected(set.ticket(route, choice.is_probe, now)))
-                }
-                _ => {
+            let route = set.routes.get(choice.position).and_then(Option::as_ref);
+            match route.and_then(Route::usable) {
+                Some(route) => Some(Chosen::Connected(set.ticket(route, choice.is_probe, now))),
+                None => {
                     let target = set.usable.get(choice.position)?;
                     Some(Chosen::Other(set.ticket(target, choice.is_probe, now)))
                 }
@@ -223,8 +222,9 @@ impl Pool {
 
     /// Lets the next calls that choose this target find its connection at once.
     pub(super) fn keep_route(&self, target: &Arc<Target>, link: Arc<Link>) -> Arc<Route> {
-        let route = Arc::new(Route::new(Arc::clone(target), link));
         let mut set = self.set.write().unwrap_or_else(PoisonError::into_inner);
+        // Under this lock, or the one that is kept might not be the one that the target knows of.
+        let route = target.route(link);
         let Set { usable, routes, .. } = &mut *set;
         let place = usable.iter().zip(routes).find(|(other, _)| Arc::ptr_eq(other, target));
         if let Some((_, place)) = place {

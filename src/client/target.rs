@@ -6,7 +6,7 @@
 //! Calls go to one connection until it has its limit of open calls, then to the one that has fewest. So what is not needed any
 //! more has no calls, and closes by itself as every connection without calls does.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::future::select_all;
@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::dial::dial;
 use super::pool::Identity;
+use super::route::Route;
 use crate::balance::{Fault, Member};
 use crate::proto::Error;
 use crate::registry::Endpoint;
@@ -51,6 +52,10 @@ struct State {
     link: Option<Arc<Link>>,
     /// Those beside it.
     more: Vec<Arc<Link>>,
+    /// Over how many of them calls are spread, if over more than one.
+    spread: usize,
+    /// How calls find them.
+    route: Weak<Route>,
     /// No one more is made before.
     grows_after: Option<Instant>,
     /// That the link was lost is already noted.
@@ -74,6 +79,14 @@ impl State {
             }
         }
         self.link.as_ref().filter(|link| link.is_usable())
+    }
+
+    /// Spreads calls over so many connections from now on.
+    fn spread_over(&mut self, connections: usize) {
+        self.spread = connections;
+        if let Some(route) = self.route.upgrade() {
+            route.outdate();
+        }
     }
 
     /// All that take calls.
@@ -129,6 +142,41 @@ impl Target {
             state.more.extend(before);
         }
         Some(link)
+    }
+
+    /// How calls find this connection, and those beside it over which they are spread.
+    pub(super) fn route(self: &Arc<Self>, link: Arc<Link>) -> Arc<Route> {
+        let mut state = self.lock();
+        let beside = state.all().into_iter().filter(|other| !Arc::ptr_eq(other, &link));
+        let beside = beside.take(state.spread.saturating_sub(1)).collect();
+        let route = Arc::new(Route::new(Arc::clone(self), link, beside));
+        state.route = Arc::downgrade(&route);
+        route
+    }
+
+    /// Those who call wait for each other: spreads calls over one connection more, which is made if there is none, but never over more
+    /// than `most`.
+    pub(super) fn spread(self: &Arc<Self>, identity: &Arc<Identity>, most: usize) {
+        let mut state = self.lock();
+        let there = state.all().len();
+        let spread = state.spread.clamp(1, there.max(1));
+        if spread >= most.min(identity.options.max_connections_per_endpoint) || state.has_left || there == 0 {
+            return;
+        }
+        if there > spread {
+            return state.spread_over(spread + 1);
+        }
+        drop(state);
+        // If it is too soon for that, there will be another reason to ask.
+        let _ = self.grow(identity);
+    }
+
+    /// There are too few calls for more than one connection. Those that nobody uses then close by themselves.
+    pub(super) fn gather(&self) {
+        let mut state = self.lock();
+        if state.spread > 1 {
+            state.spread_over(1);
+        }
     }
 
     /// Waits until another call can be opened, perhaps, where none could: on a connection of which a call has ended, or on one
@@ -295,5 +343,85 @@ impl Drop for Target {
         let mut state = self.lock();
         state.link.iter().chain(&state.more).for_each(|link| link.close_when_idle());
         state.link = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use super::*;
+    use crate::balance::Fleet;
+    use crate::options::Options;
+    use crate::proto::{Config, Side};
+    use crate::transport::driver::{NoCalls, connection};
+    use crate::transport::memory;
+
+    /// A target whose server accepts every connection, and who calls it with at most so many.
+    fn target(most: usize) -> (Arc<Target>, Arc<Identity>) {
+        let mut listener = memory::Listener::bind(0).unwrap();
+        let endpoint = Arc::new(Endpoint::new(listener.addr()));
+        tokio::spawn(async move {
+            while let Ok(io) = listener.accept().await {
+                let config = Config { service: "service1".to_owned(), ..Config::new(Side::Server) };
+                tokio::spawn(connection(io, None, Arc::new(config), NoCalls).1.run());
+            }
+        });
+        let fleet = Arc::new(Fleet::new("service1".into(), Instant::now().into_std()));
+        let member = Arc::new(Member::new(endpoint.addr, fleet));
+        let options = Options { max_connections_per_endpoint: most, ..Options::default() };
+        let identity = Identity::new("service1".into(), "caller".into(), 1, options);
+        (Arc::new(Target::new(endpoint, member)), Arc::new(identity))
+    }
+
+    /// In time that passes only while everybody waits: a connection that is to be made has been made after a second.
+    async fn soon() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_are_spread_over_one_connection_more_at_a_time_by_threads_and_gathered_again() {
+        let (target, identity) = target(4);
+        let first = target.connect(&identity).await.unwrap();
+        let alone = target.route(Arc::clone(&first));
+        assert!(alone.usable().is_some_and(|route| Arc::ptr_eq(route.link(), &first)));
+        target.spread(&identity, 2);
+        soon().await;
+        assert_eq!(target.connections(), 2);
+        assert!(alone.usable().is_some(), "it was only made");
+        target.spread(&identity, 2);
+        assert!(alone.usable().is_none(), "whoever calls next asks the target");
+        let both = target.route(Arc::clone(&first));
+        let of_thread = || Arc::as_ptr(both.usable().unwrap().link()).addr();
+        let others = std::thread::scope(|scope| [(); 8].map(|()| scope.spawn(of_thread).join().unwrap()));
+        assert!(others.iter().any(|other| *other != others[0]), "threads take different ones");
+        assert_eq!(of_thread(), of_thread(), "and each its own");
+        target.spread(&identity, 2);
+        soon().await;
+        assert_eq!(target.connections(), 2, "more than threads bring nothing");
+        target.gather();
+        assert!(both.usable().is_none());
+        let gathered = target.route(Arc::clone(&first));
+        let all = std::thread::scope(|scope| {
+            [(); 8].map(|()| scope.spawn(|| Arc::ptr_eq(gathered.usable().unwrap().link(), &first)).join().unwrap())
+        });
+        assert_eq!(all, [true; 8]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_connections_are_made_for_a_crowd_than_there_may_be_nor_to_one_that_has_left() {
+        for (most, threads, leaves, connections) in
+            [(1, 4, false, 1), (4, 1, false, 1), (4, 4, true, 1), (3, 8, false, 3)]
+        {
+            let (target, identity) = target(most);
+            target.connect(&identity).await.unwrap();
+            if leaves {
+                target.left();
+            }
+            for _ in 0..20 {
+                target.spread(&identity, threads);
+                soon().await;
+            }
+            assert_eq!(target.connections(), connections, "at most {most}, {threads} threads, leaves: {leaves}");
+        }
     }
 }

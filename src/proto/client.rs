@@ -168,6 +168,11 @@ impl Connection {
         self.load.take()
     }
 
+    /// How many calls were opened so far.
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls
+    }
+
     /// Whether as many calls are open as the server allows.
     pub(crate) fn is_at_limit(&self) -> bool {
         self.streams.len() >= self.max_calls()

@@ -60,6 +60,8 @@ pub(crate) trait Handler: Send + 'static {
     fn hurries(&self) -> bool {
         false
     }
+    /// Something was read. Once for all that is read together.
+    fn read(&mut self, _link: &Arc<Link>, _now: std::time::Instant) {}
 }
 
 /// An event, and the body of the call that it announces if all of it is there.
@@ -227,7 +229,9 @@ impl<H: Handler> Driver<H> {
     fn try_sleep(&mut self, cx: &mut Context<'_>) -> bool {
         let mut state = self.link.lock();
         take_events(&self.link, &mut state, &mut self.wakers, &mut self.events);
-        let has_output = state.can_write() && state.proto.wants_transmit();
+        // Whoever is in the middle of a write finds this task asleep afterwards, and wakes it if more is left. To look again and again
+        // until then would take the lock from those who call, and the processor from whoever writes.
+        let has_output = !state.writing && state.can_write() && state.proto.wants_transmit();
         let began_to_close = self.close_by.is_none() && state.is_closing();
         if !self.events.is_empty() || !self.wakers.is_empty() || has_output || began_to_close {
             return false;
@@ -285,6 +289,7 @@ impl<H: Handler> Driver<H> {
         if let Some(load) = load {
             self.handler.load(load);
         }
+        self.handler.read(&self.link, now);
         self.wakers.drain(..).for_each(Waker::wake);
         if became_ready {
             self.handler.ready(&self.link);

@@ -6,8 +6,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -64,6 +64,8 @@ pub(crate) struct Link {
     phase: watch::Sender<Phase>,
     /// The phase is [`Phase::Ready`].
     usable: AtomicBool,
+    /// How often somebody found the lock held by somebody else.
+    waits: AtomicU32,
     remote: Option<SocketAddr>,
 }
 
@@ -84,13 +86,30 @@ impl Link {
             write,
             phase: watch::Sender::new(Phase::Handshaking),
             usable: AtomicBool::new(false),
+            waits: AtomicU32::new(0),
             remote,
         }
     }
 
+    #[inline]
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // The state is only ever left consistent: user code that runs under the lock (encoding) cannot leave a trace.
+        match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => self.wait(),
+        }
+    }
+
+    #[cold]
+    fn wait(&self) -> MutexGuard<'_, State> {
+        self.waits.fetch_add(1, Ordering::Relaxed);
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many calls were opened on it, and how often somebody had to wait for its lock: a number that begins anew.
+    pub(crate) fn crowd(&self) -> (u64, u32) {
+        (self.lock().proto.calls(), self.waits.load(Ordering::Relaxed))
     }
 
     /// The address of the other side; `None` within one process.

@@ -13,6 +13,9 @@ pub(crate) mod fault;
 pub(crate) mod hosts;
 #[cfg(all(feature = "consul", feature = "macros"))]
 pub(crate) mod load;
+pub(crate) mod logged;
+#[cfg(feature = "manifest")]
+pub(crate) mod members;
 pub(crate) mod nodes;
 pub(crate) mod peer;
 pub(crate) mod pressure;

@@ -255,7 +255,7 @@ fn what_was_tried_comes_last_then_what_failed() {
 
 #[test]
 fn an_ejection_is_a_warning_in_the_log_and_its_end_a_line() {
-    for (level, lines) in [(tracing::Level::WARN, [1, 1]), (tracing::Level::INFO, [0, 1])] {
+    for (level, lines) in [(tracing::Level::WARN, [1, 1]), (tracing::Level::INFO, [1, 2])] {
         let log = Arc::new(Logged::at(level));
         let _logged = tracing::subscriber::set_default(Arc::clone(&log));
         let mut three = some(3);

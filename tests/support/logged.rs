@@ -1,14 +1,13 @@
-//! For tests only: what an operator would read.
+//! What an operator would read.
 //!
-//! Owns the counting of lines of the log. It must never print them. Look next at a test that uses it, such as those of
-//! [`crate::balance`].
+//! Owns the counting of lines of the log, for the tests of the crate and for those beside it. It must never print them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-/// Counts the lines of one level.
+/// Counts picom's lines of one level and of graver ones.
 pub(crate) struct Logged {
     level: Level,
     lines: AtomicUsize,
@@ -26,7 +25,7 @@ impl Logged {
 
 impl Subscriber for Logged {
     fn enabled(&self, of: &Metadata<'_>) -> bool {
-        *of.level() == self.level
+        *of.level() <= self.level && of.target().starts_with("picom")
     }
     fn new_span(&self, _: &Attributes<'_>) -> Id {
         Id::from_u64(1)
