@@ -14,7 +14,7 @@ use crate::registry::{Endpoint, Endpoints, Freshness};
 use crate::{Execution, Status};
 
 /// How many worlds a mistake may stay hidden in.
-const HIDDEN: u64 = 60;
+const HIDDEN: u64 = 200;
 
 /// A mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -315,8 +315,9 @@ impl World {
     }
 }
 
-/// A port within this process that none of the worlds has used of late: one that ended must not seem to be at that of another.
+/// A port within this process that none of the worlds has used of late: one that ended must not seem to be at that of another. The first
+/// ten thousand are for those who take any that is free.
 fn real_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed) % 60_000 + 1
+    NEXT.fetch_add(1, Ordering::Relaxed) % 50_000 + 10_001
 }
