@@ -352,6 +352,25 @@ async fn one_registry_that_takes_it_is_enough_and_while_none_does_each_says_why(
     assert_eq!((one.0.left.load(Ordering::SeqCst), two.0.left.load(Ordering::SeqCst)), (1, 1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_exposed_node_tells_only_changes_of_its_registration_that_were_not_seen() {
+    let told = Told::new("told");
+    let node = Picom::builder("service1").registry(told.clone()).in_memory().build().unwrap();
+    let mut exposed = node.expose(picom::Methods::new()).await.unwrap();
+    for state in [RegistrationState::Registered, RegistrationState::Denied("no rights".to_owned())] {
+        let before = exposed.state();
+        assert_ne!(before, state);
+        let again = timeout(Duration::from_secs(60), exposed.changed()).await;
+        assert!(again.is_err(), "{again:?} is no change: state() has just said {before:?}");
+        told.0.registration.send_replace(state.clone());
+        assert_eq!(exposed.changed().await, state);
+        let again = timeout(Duration::from_secs(60), exposed.clone().changed()).await;
+        assert!(again.is_err(), "{again:?} is no change: changed() has just said it");
+        told.0.registration.send_replace(RegistrationState::Retrying("lost".to_owned()));
+    }
+    assert_eq!(exposed.changed().await, RegistrationState::Retrying("lost".to_owned()), "a change that was missed");
+}
+
 /// Takes what is registered, and never answers when it is to be taken back.
 #[derive(Debug)]
 struct Hanging;
