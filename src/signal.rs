@@ -48,9 +48,10 @@ impl fmt::Display for Signal {
 
 /// Waits for SIGTERM or SIGINT. Cancel safe, but once it was called these signals no longer end the process by themselves.
 ///
-/// Others hear why the node has left, where the registry can say it: `down: SIGTERM (15)`. The process itself ends like one that
-/// the signal has ended: with 143 after SIGTERM, 130 after SIGINT. Return [`ExitCode::SUCCESS`](std::process::ExitCode::SUCCESS)
-/// instead where the supervisor takes everything else for a failure.
+/// Others hear why the node has left, `down: SIGTERM (15)`, where the registry can say it: in the events of a `Manifest` or a
+/// `Broadcast`; Consul has no place for it. The process itself ends like one that the signal has ended: with 143 after SIGTERM, 130
+/// after SIGINT. Return [`ExitCode::SUCCESS`](std::process::ExitCode::SUCCESS) instead where the supervisor takes everything else
+/// for a failure.
 ///
 /// ```no_run
 /// use std::process::ExitCode;

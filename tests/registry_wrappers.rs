@@ -197,6 +197,83 @@ async fn the_first_registry_with_somebody_to_call_is_used_and_troubles_before_it
     assert_eq!(fallback.problem.as_deref(), Some("one is lost; not of interest"));
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_fallback_waits_until_the_first_registry_has_answered_or_says_why_not() {
+    let begin = |fallback: &Told| {
+        let first = Told::new("first");
+        fallback.says(Freshness::Live, &[5000], None);
+        let watch = Combine::first().and(first.clone()).and(fallback.clone()).watch("service1");
+        (first, watch)
+    };
+    let fallback = Told::new("fallback");
+
+    let (first, mut watch) = begin(&fallback);
+    let unsettled = watch.changed().await;
+    assert_eq!((ports(&unsettled), unsettled.freshness), (vec![], Freshness::Never), "the first may know somebody");
+    assert!(timeout(Duration::from_millis(900), watch.changed()).await.is_err(), "nothing was said");
+    first.says(Freshness::Live, &[4000], None);
+    let settled = watch.changed().await;
+    assert_eq!((ports(&settled), settled.freshness), (vec![4000], Freshness::Live));
+
+    for (what, freshness, problem) in
+        [("lists nobody", Freshness::Live, None), ("is out of reach", Freshness::Never, Some("no answer"))]
+    {
+        let (first, mut watch) = begin(&fallback);
+        watch.changed().await;
+        let begun = Instant::now();
+        first.says(freshness, &[], problem);
+        let settled = watch.changed().await;
+        assert_eq!((ports(&settled), settled.freshness), (vec![5000], Freshness::Live), "a first that {what}");
+        assert_eq!((settled.problem.as_deref(), begun.elapsed()), (problem, Duration::ZERO), "a first that {what}");
+    }
+
+    let (first, mut watch) = begin(&fallback);
+    watch.changed().await;
+    let begun = Instant::now();
+    assert_eq!(ports(&*watch.changed().await), [5000], "who says nothing holds up nobody for long");
+    let waited = begun.elapsed().as_millis();
+    assert!((1000..=1001).contains(&waited), "the fallback was used after {waited} ms instead of a second");
+    first.says(Freshness::Live, &[4000], None);
+    assert_eq!(ports(&*watch.changed().await), [4000], "a late answer counts");
+}
+
+#[tokio::test]
+async fn the_first_call_of_a_process_goes_where_later_ones_go() {
+    let (first, fallback) = (Told::new("first"), Told::new("fallback"));
+    fallback.says(Freshness::Live, &[5000], None);
+    let registry = Combine::first().and(first.clone()).and(fallback);
+    let node = Picom::builder("caller").registry(registry).in_memory().build().unwrap();
+    let error = node.pick("service1").timeout(Duration::ZERO).await.unwrap_err();
+    assert_eq!(error.code(), picom::Code::DeadlineExceeded, "{error}");
+    let (picked, ()) = tokio::join!(node.pick("service1"), async { first.says(Freshness::Live, &[4000], None) });
+    assert_eq!(picked.unwrap().addr.port(), 4000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_registry_with_only_doubtful_instances_is_joined_by_the_fallback() {
+    let (first, fallback) = (Told::new("first"), Told::new("fallback"));
+    fallback.says(Freshness::Live, &[5000], None);
+    let registry = Combine::first().and(first.clone()).and(fallback.clone());
+    let mut watch = registry.watch("service1");
+    let tiers = |told: &Told, tier| {
+        told.0.snapshots.send_modify(|snapshot| {
+            Arc::make_mut(snapshot).endpoints.iter_mut().for_each(|one| Arc::make_mut(one).tier = tier);
+        });
+    };
+    let usable = |snapshot: &Endpoints| snapshot.usable().iter().map(|one| one.addr.port()).collect::<Vec<_>>();
+    first.says(Freshness::Live, &[4000], None);
+    until(&mut watch, "the healthy one of the first", |e| ports(e) == [4000]).await;
+    tiers(&first, Tier::Doubtful);
+    until(&mut watch, "the fallback's beside it", |e| ports(e) == [4000, 5000] && usable(e) == [5000]).await;
+    tiers(&first, Tier::Unhealthy);
+    until(&mut watch, "the fallback's only", |e| usable(e) == [5000]).await;
+    tiers(&first, Tier::Doubtful);
+    tiers(&fallback, Tier::Doubtful);
+    until(&mut watch, "both, of which none is better", |e| usable(e) == [4000, 5000]).await;
+    tiers(&first, Tier::Healthy);
+    until(&mut watch, "the first alone again", |e| ports(e) == [4000]).await;
+}
+
 #[tokio::test]
 async fn while_the_first_registry_has_only_busy_instances_those_that_run_elsewhere_get_the_calls() {
     let (one, two) = (Memory::new(), Memory::new());
@@ -273,6 +350,25 @@ async fn one_registry_that_takes_it_is_enough_and_while_none_does_each_says_why(
     assert_eq!(error.to_string(), "one was not told; two was not told", "everyone that was not told is named");
     assert_eq!(*states.borrow(), RegistrationState::Left);
     assert_eq!((one.0.left.load(Ordering::SeqCst), two.0.left.load(Ordering::SeqCst)), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exposed_node_tells_only_changes_of_its_registration_that_were_not_seen() {
+    let told = Told::new("told");
+    let node = Picom::builder("service1").registry(told.clone()).in_memory().build().unwrap();
+    let mut exposed = node.expose(picom::Methods::new()).await.unwrap();
+    for state in [RegistrationState::Registered, RegistrationState::Denied("no rights".to_owned())] {
+        let before = exposed.state();
+        assert_ne!(before, state);
+        let again = timeout(Duration::from_secs(60), exposed.changed()).await;
+        assert!(again.is_err(), "{again:?} is no change: state() has just said {before:?}");
+        told.0.registration.send_replace(state.clone());
+        assert_eq!(exposed.changed().await, state);
+        let again = timeout(Duration::from_secs(60), exposed.clone().changed()).await;
+        assert!(again.is_err(), "{again:?} is no change: changed() has just said it");
+        told.0.registration.send_replace(RegistrationState::Retrying("lost".to_owned()));
+    }
+    assert_eq!(exposed.changed().await, RegistrationState::Retrying("lost".to_owned()), "a change that was missed");
 }
 
 /// Takes what is registered, and never answers when it is to be taken back.

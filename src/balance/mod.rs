@@ -9,7 +9,7 @@
 //! | policy | takes |
 //! | --- | --- |
 //! | [`PeakEwma`] | the default: of two random ones the one with the lower latency × (calls under way + 1) |
-//! | [`Boxcar`] | the same, times 1 + the load that the server itself reports, also where no calls are made |
+//! | [`Boxcar::new()`](Boxcar::new), not [`boxcar::Boxcar`](crate::boxcar::Boxcar) | the same, times 1 + the load that the server itself reports, also where no calls are made |
 //! | [`LeastOutstanding`] | of two random ones the one with fewer calls under way |
 //! | [`RoundRobin`] | each in turn |
 //! | [`Random`] | any |

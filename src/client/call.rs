@@ -175,7 +175,16 @@ impl<A, R> Call<A, R> {
         self
     }
 
-    /// Calls this endpoint and no other.
+    /// Calls this endpoint and no other: one that was [picked](crate::Picom::pick), or any address.
+    ///
+    /// ```
+    /// # use picom::args;
+    /// # async fn f(node: picom::Picom) -> Result<(), picom::Status> {
+    /// let picked = node.pick("service1").await?;
+    /// let sum: i64 = node.fetch("service1", "add", args! { a: 2, b: 5 }).on(&*picked).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn on(mut self, endpoint: impl Into<SocketAddr>) -> Self {
         self.extra().on = Some(endpoint.into());
         self

@@ -9,7 +9,7 @@ mod standing;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -292,7 +292,9 @@ impl Picom {
     }
 
     /// The endpoint that a call of this service would use now: at once if one is known, else as soon as there is one. Nothing is
-    /// connected. It is lazy, like a call; `.timeout()` and `.token()` limit the waiting, and so does dropping it.
+    /// connected. It is lazy, like a call; `.timeout()` and `.token()` limit the waiting, and so does dropping it. After the last
+    /// instance has left a list of `Consul` or `Cached`, it is given until that list forgets it, by default for
+    /// 60 s: its [tier](crate::registry::Tier) is then `Unhealthy`.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -435,16 +437,23 @@ fn check_name(name: &str) -> Result<(), RegistryError> {
     )))
 }
 
-/// What was exposed. Dropping it changes nothing; [`Picom::end`] takes the service back.
-#[derive(Clone, Debug)]
+/// What was exposed. Dropping it changes nothing; [`Picom::end`] takes the service back. A clone has seen what it had seen.
+#[derive(Debug)]
 pub struct Exposed {
     local: SocketAddr,
-    states: watch::Receiver<RegistrationState>,
+    /// Knows what was seen; never locked while waiting.
+    states: Mutex<watch::Receiver<RegistrationState>>,
+}
+
+impl Clone for Exposed {
+    fn clone(&self) -> Self {
+        Self { local: self.local, states: Mutex::new(self.lock().clone()) }
+    }
 }
 
 impl Exposed {
     fn new(exposing: &Exposing) -> Self {
-        Self { local: exposing.server.local_addr(), states: exposing.registered.clone() }
+        Self { local: exposing.server.local_addr(), states: Mutex::new(exposing.registered.clone()) }
     }
 
     /// Where it listens; the port is the one that callers use.
@@ -454,14 +463,20 @@ impl Exposed {
 
     /// Whether the registry has taken the instance, and why not.
     pub fn state(&self) -> RegistrationState {
-        self.states.borrow().clone()
+        self.lock().borrow_and_update().clone()
     }
 
-    /// Waits for the next change of [`Exposed::state`]. Cancel safe. Waits for ever once the service was taken back.
+    /// Waits for a state other than the one that [`Exposed::state`] or this has given last; at once if there was a change since, or
+    /// if neither has given any. Cancel safe. Waits for ever once the service was taken back.
     pub async fn changed(&mut self) -> RegistrationState {
-        if self.states.changed().await.is_err() {
+        let states = self.states.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if states.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
-        self.states.borrow_and_update().clone()
+        states.borrow_and_update().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, watch::Receiver<RegistrationState>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

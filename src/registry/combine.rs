@@ -4,6 +4,7 @@
 //! lists say. Look next at `merge.rs` for how lists become one.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,11 +13,11 @@ use futures::StreamExt;
 use futures::future::{join_all, try_join_all};
 use futures::stream::select_all;
 use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::feed::{Feeds, Publisher};
-use super::merge::{Rule, merge};
+use super::merge::{Rule, merge, settled};
 use super::role::{self, Query};
 use super::versions::fitting;
 use super::{Endpoints, Instance, Registration, RegistrationState, Registry, RegistryError, Snapshots, Watch};
@@ -24,6 +25,10 @@ use super::{Endpoints, Instance, Registration, RegistrationState, Registry, Regi
 /// How long each registry may take until an instance has left it: less than a node waits for all of them, so that it can say which
 /// did not answer. Who takes longer goes on by itself.
 const LEAVE_LIMIT: Duration = Duration::from_secs(4);
+
+/// How long, from the first watch of a service on, those after a registry wait for it that neither answers nor says why not: longer
+/// than one in reach takes, and far less than a call waits for an instance ([`RESOLVE_WAIT`](crate::options::RESOLVE_WAIT)).
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long the registries are still watched after the last watch is gone.
 const LINGER: Duration = Duration::from_secs(10);
@@ -49,9 +54,13 @@ pub struct Combine {
 }
 
 impl Combine {
-    /// The list of the first registry that has a running instance; if none has, of the first that has a busy one, and after that of
-    /// the first that remembers one. So a later registry is used only while it has something better to call than those before it.
-    /// Add registries with [`Combine::and`].
+    /// The list of the first registry that has a healthy and running instance. One that has only [doubtful](super::Tier::Doubtful)
+    /// or busy ones is joined by those after it, up to the first that needs no other; of all these together, those that are best
+    /// [are used](Endpoints::usable), whichever registry they are of. Lists that are only remembered count if there is nothing else.
+    ///
+    /// A registry that has not answered yet holds up those after it, for 1 s after the first watch of a service at most, and only
+    /// as long as it reports no problem: so the first call of a process goes where later ones go, and a registry that is out of
+    /// reach costs a second at most. Add registries with [`Combine::and`].
     pub fn first() -> Self {
         Self::with(Rule::First)
     }
@@ -122,7 +131,7 @@ impl Registry for Combine {
         self.feeds.watch(service, LINGER, |publisher, refresh| {
             let name = if query.is_of_versions() { &query.name } else { service };
             let watches: Vec<_> = self.registries.iter().map(|registry| registry.watch(name)).collect();
-            publish(self.rule, &query, &watches, &publisher);
+            publish(self.rule, &query, &watches, &publisher, true);
             follow(self.rule, query, watches, publisher, refresh)
         })
     }
@@ -143,9 +152,11 @@ impl Registry for Combine {
     }
 }
 
-fn publish(rule: Rule, query: &Query, watches: &[Watch], publisher: &Publisher) {
+/// `waits`: those that have not answered yet may still do so in time.
+fn publish(rule: Rule, query: &Query, watches: &[Watch], publisher: &Publisher, waits: bool) {
     let snapshots: Vec<_> = watches.iter().map(Watch::current).collect();
-    publisher.copy(&chosen(rule, query, &snapshots));
+    let lists = if waits && rule == Rule::First { settled(&snapshots) } else { &snapshots };
+    publisher.copy(&chosen(rule, query, lists));
 }
 
 /// One list out of several, of the versions that are wanted. A registry that has only others has nothing to offer.
@@ -166,10 +177,16 @@ fn chosen(rule: Rule, query: &Query, lists: &[Arc<Endpoints>]) -> Endpoints {
 /// Makes one list of all, whenever one changes.
 async fn follow(rule: Rule, query: Query, watches: Vec<Watch>, publisher: Publisher, refresh: Arc<Notify>) {
     let mut changes = select_all(watches.iter().cloned().map(Snapshots::from));
+    let mut limit = pin!(sleep(ANSWER_LIMIT));
+    let mut waits = true;
     loop {
         tokio::select! {
             // The streams do not end.
-            _ = changes.next() => publish(rule, &query, &watches, &publisher),
+            _ = changes.next() => publish(rule, &query, &watches, &publisher, waits),
+            () = &mut limit, if waits => {
+                waits = false;
+                publish(rule, &query, &watches, &publisher, waits);
+            }
             () = refresh.notified() => watches.iter().for_each(Watch::refresh),
         }
     }

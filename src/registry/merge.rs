@@ -14,44 +14,68 @@ use crate::state::NodeState;
 /// How several lists become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
-    /// The first of those that have the best to offer.
+    /// Those up to the first that needs no other.
     First,
     /// All of them.
     Union,
 }
 
+/// The lists up to the first whose registry has neither answered nor said what keeps it from that: until it does, those after it
+/// are not asked for.
+pub(super) fn settled(lists: &[Arc<Endpoints>]) -> &[Arc<Endpoints>] {
+    let silent = |list: &Arc<Endpoints>| list.freshness == Freshness::Never && list.problem.is_none();
+    &lists[..lists.iter().position(silent).map_or(lists.len(), |at| at + 1)]
+}
+
 /// One list out of several, in the order of their registries. Its generation has no meaning.
 pub(super) fn merge(rule: Rule, lists: &[Arc<Endpoints>]) -> Endpoints {
-    let chosen = match rule {
+    let (relevant, joined) = match rule {
         Rule::First => {
-            let offers = lists.iter().enumerate().filter_map(|(at, list)| Some((offer(list)?, at)));
-            let best = offers.min().map(|(_, at)| at);
-            best.or_else(|| lists.iter().position(|list| !list.endpoints.is_empty()))
+            let enough = lists.iter().position(|list| offer(list) == Some(Offer::Healthy));
+            // Those after it do not matter now.
+            let relevant = &lists[..enough.map_or(lists.len(), |at| at + 1)];
+            (relevant, joined(relevant))
         }
-        Rule::Union => None,
+        Rule::Union => (lists, lists.to_vec()),
     };
-    let (endpoints, freshness) = match (rule, chosen) {
-        (Rule::First, Some(chosen)) => (lists[chosen].endpoints.clone(), lists[chosen].freshness),
-        (Rule::First, None) => (Vec::new(), freshness_of_nothing(lists)),
-        (Rule::Union, _) => {
-            let all = union(lists);
-            let freshness = if all.is_empty() { freshness_of_nothing(lists) } else { freshness(lists) };
-            (all, freshness)
-        }
-    };
-    // Those after the chosen one do not matter now.
-    let relevant = &lists[..chosen.map_or(lists.len(), |chosen| chosen + 1)];
+    let endpoints = union(&joined);
+    let freshness = if endpoints.is_empty() { freshness_of_nothing(lists) } else { freshness(&joined) };
     let problems: Vec<_> = relevant.iter().filter_map(|list| list.problem.as_deref()).collect();
     let problem = (!problems.is_empty()).then(|| problems.join("; "));
     Endpoints { generation: 0, freshness, endpoints, problem }
 }
 
-/// What a list has for callers, the better the less: instances that are only remembered come after others, and busy ones after
-/// those that run.
-fn offer(list: &Endpoints) -> Option<(bool, bool)> {
+/// What a list has for callers, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Offer {
+    /// One that runs and that nothing is held against: no other list is needed.
+    Healthy,
+    /// Only such as are in doubt or busy.
+    Poor,
+    /// Only such as are remembered.
+    Remembered,
+}
+
+fn offer(list: &Endpoints) -> Option<Offer> {
     // All that are usable are alike in this.
     let one = list.usable().into_iter().next()?;
-    Some((one.tier == Tier::Unhealthy, one.status.state != NodeState::Running))
+    Some(match (one.tier, one.status.state) {
+        (Tier::Healthy, NodeState::Running) => Offer::Healthy,
+        (Tier::Healthy | Tier::Doubtful, _) => Offer::Poor,
+        (Tier::Unhealthy, _) => Offer::Remembered,
+    })
+}
+
+/// The lists with something to call, without those that only remember unless all do. If there is nothing to call, the first that
+/// knows anybody, so that it is shown.
+fn joined(lists: &[Arc<Endpoints>]) -> Vec<Arc<Endpoints>> {
+    let offers: Vec<_> = lists.iter().filter_map(|list| Some((offer(list)?, list))).collect();
+    if offers.is_empty() {
+        return lists.iter().find(|list| !list.endpoints.is_empty()).cloned().into_iter().collect();
+    }
+    let trusted = offers.iter().any(|(offer, _)| *offer < Offer::Remembered);
+    let wanted = offers.into_iter().filter(|(offer, _)| !trusted || *offer < Offer::Remembered);
+    wanted.map(|(_, list)| Arc::clone(list)).collect()
 }
 
 /// Nobody is there for sure only if everybody says so.
@@ -140,7 +164,7 @@ mod tests {
         let stopped = Endpoint { status: NodeStatus::now(NodeState::Stopped, None), ..at(1, Tier::Healthy) };
         let after = list(Freshness::Never, &[], Some("not of interest"));
         let merged =
-            merge(Rule::First, &[dead.clone(), live(from_ref(&stopped)), live(&[at(2, Tier::Doubtful)]), after]);
+            merge(Rule::First, &[dead.clone(), live(from_ref(&stopped)), live(&[at(2, Tier::Healthy)]), after]);
         assert_eq!((ports(&merged), merged.freshness), (vec![2], Freshness::Live));
         assert_eq!(merged.problem.as_deref(), Some("no answer"));
         let none = merge(Rule::First, &[dead, live(&[stopped])]);
@@ -156,22 +180,35 @@ mod tests {
         let stopped = |port| is(NodeState::Stopped, at(port, Tier::Healthy));
         let lost = |endpoint| list(Freshness::Stale(Instant::now()), &[endpoint], Some("lost"));
         let remembered = |port| lost(at(port, Tier::Unhealthy));
-        let first = |lists: &[Arc<Endpoints>]| ports(&merge(Rule::First, lists));
+        let first = |lists: &[Arc<Endpoints>]| {
+            let merged = merge(Rule::First, lists);
+            let usable = merged.usable();
+            // What nobody may call is shown.
+            ports(&Endpoints {
+                endpoints: if usable.is_empty() { merged.endpoints } else { usable },
+                ..Endpoints::unknown()
+            })
+        };
 
         assert_eq!(first(&[live(&[stopped(1), doing(2)]), live(&[running(3)])]), [3], "a busy one waits");
         assert_eq!(
             first(&[live(&[doing(1)]), live(&[warned(2)]), live(&[running(3)])]),
-            [2],
-            "a doubtful one runs too"
+            [3],
+            "a doubtful one may be dead: whoever is well goes before it"
+        );
+        assert_eq!(
+            first(&[live(&[warned(1)]), live(&[doing(2)]), live(&[warned(3)])]),
+            [1, 3],
+            "in doubt all are tried"
         );
         assert_eq!(
             first(&[live(&[doing(1), running(2)]), live(&[running(3)])]),
-            [1, 2],
-            "the list that it is on, whole"
+            [2],
+            "the first that has one that runs"
         );
         assert_eq!(
             first(&[live(&[stopped(1)]), live(&[doing(2)]), live(&[doing(3)])]),
-            [2],
+            [2, 3],
             "busy ones for want of others"
         );
         assert_eq!(first(&[live(&[stopped(1)]), live(&[stopped(2)])]), [1], "what nobody may call is shown");
@@ -183,6 +220,14 @@ mod tests {
             [2],
             "nobody calls what fails its check"
         );
+        let merged = merge(Rule::First, &[live(&[warned(1), running(2)]), lost(running(3))]);
+        assert_eq!(
+            (ports(&merged), merged.freshness, merged.problem),
+            (vec![1, 2], Freshness::Live, None),
+            "one is enough"
+        );
+        let merged = merge(Rule::First, &[remembered(1), live(&[warned(2)])]);
+        assert_eq!((ports(&merged), merged.freshness), (vec![2], Freshness::Live), "what is known is not made old");
     }
 
     #[test]

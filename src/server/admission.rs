@@ -176,7 +176,10 @@ impl Admission {
 
     /// Why nobody is let in.
     pub(super) fn full(&self) -> String {
-        format!("the server has its limit of {} running calls", self.gauge.limit.load(Ordering::Relaxed))
+        format!(
+            "the server has its limit of {} running calls (`concurrency`)",
+            self.gauge.limit.load(Ordering::Relaxed)
+        )
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {

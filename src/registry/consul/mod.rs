@@ -129,7 +129,9 @@ impl Consul {
 
     /// How long the instances of a list that became empty are remembered; default twice the TTL. A restarted agent
     /// answers with an empty list until everybody has registered again. Meanwhile the snapshot is
-    /// [`Freshness::Stale`](super::Freshness::Stale) and its instances are unhealthy, but used for want of others.
+    /// [`Freshness::Stale`](super::Freshness::Stale) and its instances are unhealthy, but used for want of others. The same empty list
+    /// is there after the last instance has left as it should: until this time is over calls still try it, and fail because nobody
+    /// listens there. A short grace ends that sooner; zero believes every empty list.
     #[must_use]
     pub fn stale_grace(self, grace: Duration) -> Self {
         self.change(|settings| settings.stale_grace = Some(grace))
