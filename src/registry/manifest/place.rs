@@ -197,21 +197,19 @@ pub(super) async fn local(shared: Arc<Shared>, place: usize, port: u16) {
                 serve(&shared, &listener).await;
                 continue;
             }
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                match connect(&shared, &written).await {
-                    Ok((stream, peer)) => match join(&shared, place, stream, peer).await {
-                        End::Myself => "it joined itself".into(),
-                        End::Refused(why) => why,
-                        End::Lost { synced, why } => {
-                            if synced {
-                                pauses.reset();
-                            }
-                            why.into()
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => match connect(&shared, &written).await {
+                Ok((stream, peer)) => match join(&shared, place, stream, peer).await {
+                    End::Myself => "it joined itself".into(),
+                    End::Refused(why) => why,
+                    End::Lost { synced, why } => {
+                        if synced {
+                            pauses.reset();
                         }
-                    },
-                    Err(why) => why.into(),
-                }
-            }
+                        why.into()
+                    }
+                },
+                Err(why) => why.into(),
+            },
             Err(error) => error.to_string().into(),
         };
         shared.set_place(place, Place::trouble_at(&written, problem));
