@@ -210,6 +210,6 @@ async fn who_joins_its_own_address_listens_before_it_dials() {
             snapshot.freshness != Freshness::Never || snapshot.problem.is_some()
         })
         .await;
-        assert_eq!((told.freshness.clone(), &told.problem), (Freshness::Live, &None), "round {round}");
+        assert_eq!((told.freshness, &told.problem), (Freshness::Live, &None), "round {round}");
     }
 }

@@ -136,12 +136,12 @@ pub(super) async fn dial(shared: Arc<Shared>, place: usize, address: String) {
         };
         let now = match end {
             End::Myself => Place::Myself,
-            End::Refused(refusal) => Place::trouble_at(&address, refusal),
+            End::Refused(refusal) => Place::trouble_at(&address, &refusal),
             End::Lost { synced, why } => {
                 if synced {
                     pauses.reset();
                 }
-                Place::trouble_at(&address, why.into())
+                Place::trouble_at(&address, &why.into())
             }
         };
         shared.set_place(place, now);
@@ -212,7 +212,7 @@ pub(super) async fn local(shared: Arc<Shared>, place: usize, port: u16) {
             },
             Err(error) => error.to_string().into(),
         };
-        shared.set_place(place, Place::trouble_at(&written, problem));
+        shared.set_place(place, Place::trouble_at(&written, &problem));
         sleep(pauses.next()).await;
     }
 }

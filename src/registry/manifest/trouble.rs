@@ -19,8 +19,8 @@ const REASONS: usize = 4;
 const LASTING: Duration = Duration::from_secs(1);
 
 impl Place {
-    pub(super) fn trouble_at(address: &str, refusal: Refusal) -> Self {
-        Self::Trouble(Refusal { why: format!("{address}: {}", refusal.why), ..refusal })
+    pub(super) fn trouble_at(address: &str, refusal: &Refusal) -> Self {
+        Self::Trouble(Refusal { why: format!("{address}: {}", refusal.why), is_mistake: refusal.is_mistake })
     }
 
     pub(super) const fn trouble(&self) -> Option<&Refusal> {
@@ -76,10 +76,10 @@ mod tests {
 
     #[test]
     fn of_many_reasons_those_that_somebody_must_mend_come_first_and_the_rest_is_counted() {
-        let refused = |n: usize| Place::trouble_at(&format!("a{n}"), "refused".into());
+        let refused = |n: usize| Place::trouble_at(&format!("a{n}"), &"refused".into());
         let mut places: Vec<_> = (0..REASONS - 1).map(refused).collect();
         places.extend([Place::Fine, Place::Trying, Place::Myself]);
-        places.push(Place::trouble_at("last", Refusal::mistake("other secret")));
+        places.push(Place::trouble_at("last", &Refusal::mistake("other secret")));
         let all = reasons(&places).unwrap_or_default();
         assert_eq!(all, "last: other secret; a0: refused; a1: refused; a2: refused");
         places.push(refused(9));
