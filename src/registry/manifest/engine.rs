@@ -16,11 +16,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{EVENTS, Event};
-use super::join::NONCE;
+use super::join::{NONCE, Refusal};
 use super::place;
 use super::role::Query;
 use super::settings::Settings;
 use super::table::Table;
+use super::trouble::{self, reasons};
 use crate::registry::feed::Publisher;
 use crate::registry::{Endpoints, RegistrationState, RegistryError};
 
@@ -30,6 +31,9 @@ pub(super) const FAREWELL: Duration = Duration::from_secs(1);
 /// Most connections that are joining at once; when more come, those that have been at it longest are closed.
 pub(super) const MAX_JOINING: usize = 32;
 
+/// How often at most the log warns of members that are refused for a wrong secret or version.
+const WARNED_EVERY: Duration = Duration::from_secs(60);
+
 /// How it goes with one of the addresses that are listened on or joined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -37,7 +41,7 @@ pub(super) enum Place {
     Fine,
     /// It is this very member's.
     Myself,
-    Trouble(String),
+    Trouble(Refusal),
 }
 
 /// Whether the table can be relied upon.
@@ -90,6 +94,8 @@ pub(super) struct Shared {
     pub(super) redial: Notify,
     /// Those that are joining, oldest first, and how to end them.
     joining: Mutex<VecDeque<CancellationToken>>,
+    /// When the log was last warned of those who are refused.
+    warned: Mutex<Option<Instant>>,
     /// It is to say good-bye; everything is to end.
     pub(super) end: CancellationToken,
     pub(super) stop: CancellationToken,
@@ -124,6 +130,7 @@ impl Shared {
             refresh: Arc::default(),
             redial: Notify::new(),
             joining: Mutex::default(),
+            warned: Mutex::default(),
             end: CancellationToken::new(),
             stop: CancellationToken::new(),
             running: Mutex::default(),
@@ -280,28 +287,18 @@ impl Shared {
         }
     }
 
-    fn log(&self, before: &Standing, now: &Standing) {
-        let registry = self.settings.describe();
-        match (before, now) {
-            (Standing::Isolated(_), Standing::Connected(_)) => {
-                tracing::info!(registry, "other members are reached again")
-            }
-            (_, Standing::Isolated(problem)) if !matches!(before, Standing::Isolated(_)) => {
-                tracing::warn!(registry, problem, "no other member is reached; tried again");
-            }
-            _ => tracing::debug!(registry, ?now, "the standing has changed"),
+    /// Whether it is time to warn of others who are refused; whoever asks has to.
+    pub(super) fn may_warn_of_refusals(&self) -> bool {
+        let (mut warned, now) = (lock(&self.warned), Instant::now());
+        let may = warned.is_none_or(|at| at + WARNED_EVERY <= now);
+        if may {
+            *warned = Some(now);
         }
+        may
     }
 
     fn judge(&self) -> Standing {
         let places = lock(&self.places);
-        let troubles: Vec<_> = places
-            .iter()
-            .filter_map(|place| match place {
-                Place::Trouble(problem) => Some(problem.as_str()),
-                Place::Trying | Place::Fine | Place::Myself => None,
-            })
-            .collect();
         let problem = not_listening(&places, self.settings.listen.len());
         if self.peek(|table| table.is_connected(Instant::now())) {
             return Standing::Connected(problem);
@@ -313,7 +310,7 @@ impl Shared {
         {
             return Standing::Unknown;
         }
-        let why = troubles.first().map_or_else(|| "the connection is silent".to_owned(), ToString::to_string);
+        let why = reasons(&places).unwrap_or_else(|| "the connection is silent".to_owned());
         let alone =
             if self.settings.listen.is_empty() { "; nor can anybody join this one: it does not listen" } else { "" };
         Standing::Isolated(format!("{} has no other member connected: {why}{alone}", self.settings.describe()))
@@ -329,8 +326,8 @@ impl Shared {
             for state in registrations.values() {
                 state.send_replace(standing.of_registration());
             }
-            let before = self.standing.send_replace(standing.clone());
-            self.log(&before, &standing);
+            tracing::debug!(registry = self.settings.describe(), ?standing, "the standing has changed");
+            self.standing.send_replace(standing.clone());
         }
         drop(registrations);
         let touched = self.peek(Table::take_touched);
@@ -402,10 +399,7 @@ impl Drop for Greeting<'_> {
 
 /// What is wrong with those that are listened on.
 fn not_listening(places: &[Place], listen: usize) -> Option<String> {
-    places.iter().take(listen).find_map(|place| match place {
-        Place::Trouble(problem) => Some(problem.clone()),
-        Place::Trying | Place::Fine | Place::Myself => None,
-    })
+    places.iter().take(listen).find_map(Place::trouble).map(|refusal| refusal.why.clone())
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -416,8 +410,11 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 async fn run(shared: Arc<Shared>) {
     let mut tasks = JoinSet::new();
     let settings = &shared.settings;
+    tasks.spawn(trouble::log(Arc::clone(&shared)));
+    // Before anybody is dialled: it may be this very member.
     for (place, address) in settings.listen.iter().enumerate() {
-        tasks.spawn(place::listen(Arc::clone(&shared), place, address.clone()));
+        let bound = place::bind(&shared, place, address).await;
+        tasks.spawn(place::listen(Arc::clone(&shared), place, address.clone(), bound));
     }
     for (place, address) in settings.join.iter().enumerate() {
         tasks.spawn(place::dial(Arc::clone(&shared), settings.listen.len() + place, address.clone()));

@@ -26,6 +26,29 @@ pub(super) const NONCE: usize = 32;
 /// Magic, version, flags, owner, birth, nonce, and the length of the address.
 const HEAD: usize = 7 + 1 + 1 + 8 + 8 + NONCE + 1;
 
+/// Why two did not meet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) why: String,
+    /// Somebody has to change a secret or a version: trying again changes nothing.
+    pub(super) is_mistake: bool,
+}
+
+impl Refusal {
+    pub(super) fn mistake(why: impl Into<String>) -> Self {
+        Self { why: why.into(), is_mistake: true }
+    }
+}
+
+impl<T: Into<String>> From<T> for Refusal {
+    fn from(why: T) -> Self {
+        Self { why: why.into(), is_mistake: false }
+    }
+}
+
+/// What is said of whoever sends what no member would.
+pub(super) const NO_MEMBER: &str = "it speaks something else: it is no member of a manifest";
+
 /// What a member says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
@@ -66,13 +89,14 @@ impl Hello {
         out
     }
 
-    pub(super) fn decode(frame: &[u8]) -> Result<Self, String> {
-        let no_hello = || "it is no member of a manifest".to_owned();
+    pub(super) fn decode(frame: &[u8]) -> Result<Self, Refusal> {
+        let no_hello = || Refusal::from(NO_MEMBER);
         let rest = frame.strip_prefix(MAGIC).ok_or_else(no_hello)?;
         match rest.first() {
             Some(&VERSION) => {}
             Some(version) => {
-                return Err(format!("it speaks version {version} of the manifest, and this one {VERSION}"));
+                let why = format!("it speaks version {version} of the manifest, and this one {VERSION}");
+                return Err(Refusal::mistake(why));
             }
             None => return Err(no_hello()),
         }
@@ -179,7 +203,8 @@ mod tests {
     fn another_version_is_named() {
         let mut hello = Hello::new(7, 9, true, None).unwrap().encode();
         hello[7] = 9;
-        assert!(Hello::decode(&hello).unwrap_err().contains("version 9"));
+        let refusal = Hello::decode(&hello).unwrap_err();
+        assert!(refusal.why.contains("version 9") && refusal.is_mistake, "{refusal:?}");
     }
 
     #[test]

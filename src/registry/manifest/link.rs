@@ -18,13 +18,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::engine::Shared;
 use super::frame::{Frame, MAX_FRAME};
-use super::join::{Hello, MAX_JOIN_FRAME, Proofs, Side};
+use super::join::{Hello, MAX_JOIN_FRAME, NO_MEMBER, Proofs, Refusal, Side};
 use super::seal::{PROOF, Seal};
 use super::table::{Table, Unwanted};
 use crate::registry::address::usable;
 
-/// How long joining may take.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long joining may take. With the time that connecting may take it is less than a first call waits for an instance, so
+/// that the call can tell what is wrong.
+pub(super) const JOIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How much is written at once before the other side must have taken it, in bytes.
 const BATCH: usize = 64 << 10;
@@ -46,8 +47,8 @@ pub(super) struct Origin {
 pub(super) enum End {
     /// The other side is this very member.
     Myself,
-    /// It was not joined; the text says why.
-    Refused(String),
+    /// It was not joined.
+    Refused(Refusal),
     /// It was joined, and has ended. Whether everything had been said by then.
     Lost { synced: bool, why: String },
 }
@@ -64,11 +65,11 @@ where
     let mut reader = FramedRead::new(read, codec);
     let met = tokio::select! {
         met = timeout(JOIN_TIMEOUT, meet(shared, &mut reader, &mut write, &origin)) => met,
-        () = origin.permit.cancelled() => Ok(Err(NotMet::Refused("it had not joined when many others came".to_owned()))),
-        () = shared.stop.cancelled() => return End::Refused("the manifest was closed".to_owned()),
+        () = origin.permit.cancelled() => Ok(Err("it had not joined when many others came".into())),
+        () = shared.stop.cancelled() => return End::Refused("the manifest was closed".into()),
     };
     origin.permit.cancel();
-    let (link, mut seals) = match met.unwrap_or_else(|_| Err(NotMet::Refused("it did not join in 5 s".to_owned()))) {
+    let (link, mut seals) = match met.unwrap_or_else(|_| Err(silent().into())) {
         Ok((link, seals)) => (Up { shared, link }, seals),
         Err(NotMet::Myself) => return End::Myself,
         Err(NotMet::Refused(why)) => {
@@ -110,13 +111,17 @@ struct Seals {
 
 enum NotMet {
     Myself,
-    Refused(String),
+    Refused(Refusal),
 }
 
-impl From<String> for NotMet {
-    fn from(why: String) -> Self {
-        Self::Refused(why)
+impl<T: Into<Refusal>> From<T> for NotMet {
+    fn from(why: T) -> Self {
+        Self::Refused(why.into())
     }
+}
+
+fn silent() -> String {
+    format!("it took the connection and did not join within {JOIN_TIMEOUT:?}: is it a member of a manifest?")
 }
 
 /// The reasons that the one who answers gives the one who dialled, each the first byte of a frame. All but the first are said to
@@ -159,7 +164,7 @@ where
         } else {
             "the other side has no secret"
         };
-        return Err(who.to_owned().into());
+        return Err(Refusal::mistake(who).into());
     }
     let (dialled, answered) = match origin.side {
         Side::Dialled => (sent.as_slice(), theirs.as_ref()),
@@ -175,22 +180,22 @@ where
             return Err(match told.map(|(code, _)| *code) {
                 // Whoever is told that it is alone takes its table for all there is.
                 Some(MYSELF) if greeting.came_back() => NotMet::Myself,
-                Some(MYSELF) => FALSE_SELF.to_owned().into(),
+                Some(MYSELF) => FALSE_SELF.into(),
                 Some(code) => {
                     if code == TAKEN {
                         // Whoever it is there, it shall not keep this one out.
                         shared.with(Table::rename);
                     }
-                    reason(code).to_owned().into()
+                    reason(code).into()
                 }
                 // Whoever knows no secret may say anything, but it means no more than this.
-                None => reason(WRONG_SECRET).to_owned().into(),
+                None => wrong_secret(),
             });
         }
         let mut seals = Seals { mine: by_dialled, theirs: by_answered };
         let up = match shared.with(|table, now| table.link_up(hello.owner, hello.birth, now)) {
             Ok(up) => up,
-            Err(Unwanted::Myself) => return Err(FALSE_SELF.to_owned().into()),
+            Err(Unwanted::Myself) => return Err(FALSE_SELF.into()),
             Err(why) => {
                 if why == Unwanted::Taken {
                     // Nor shall it keep out the one who answered, who takes this for a connection by now.
@@ -215,7 +220,7 @@ where
     let proof = take(reader).await?;
     if !proofs.is_right(Side::Dialled, &proof) {
         put(write, &[WRONG_SECRET]).await?;
-        return Err(reason(WRONG_SECRET).to_owned().into());
+        return Err(wrong_secret());
     }
     let wanted = shared.with(|table, _| table.is_wanted(hello.owner, hello.birth));
     if let Err(why) = wanted {
@@ -241,14 +246,17 @@ where
 fn unwanted(why: Unwanted) -> NotMet {
     match why {
         Unwanted::Myself => NotMet::Myself,
-        Unwanted::Taken => NotMet::Refused(reason(TAKEN).to_owned()),
-        Unwanted::Full => NotMet::Refused(reason(FULL).to_owned()),
+        Unwanted::Taken => reason(TAKEN).into(),
+        Unwanted::Full => reason(FULL).into(),
     }
+}
+
+fn wrong_secret() -> NotMet {
+    Refusal::mistake("the secrets are not the same").into()
 }
 
 const fn reason(code: u8) -> &'static str {
     match code {
-        WRONG_SECRET => "the secrets are not the same",
         TAKEN => "another process is connected there under the same name",
         FULL => "it has no room for another connection",
         _ => "it gives a reason that is not known",
@@ -274,7 +282,9 @@ async fn write_out<I: AsyncWrite>(write: &mut WriteHalf<I>, out: &[u8]) -> io::R
 async fn take<I: AsyncRead>(reader: &mut Reader<I>) -> Result<BytesMut, String> {
     match reader.next().await {
         Some(Ok(frame)) => Ok(frame),
-        Some(Err(error)) => Err(format!("it is no member of a manifest: {error}")),
+        // What it said would be longer than any frame while joining.
+        Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Err(NO_MEMBER.to_owned()),
+        Some(Err(error)) => Err(broken(&error)),
         None => Err("it closed the connection while joining".to_owned()),
     }
 }

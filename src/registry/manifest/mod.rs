@@ -13,6 +13,7 @@ mod record;
 mod seal;
 mod settings;
 mod table;
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -13,8 +13,9 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::engine::{Place, Shared};
-use super::join::Side;
-use super::link::{self, End, Origin};
+use super::join::{Refusal, Side};
+use super::link::{self, End, JOIN_TIMEOUT, Origin};
+use crate::options::RESOLVE_WAIT;
 
 /// Pauses between attempts: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -23,7 +24,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 const LOCAL_PAUSES: (Duration, Duration) = (Duration::from_millis(40), Duration::from_millis(500));
 
 /// How long a connection may take to be made.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+// Within the time that a first call waits it is to know what is wrong with whoever does not answer.
+const _: () = assert!(CONNECT_TIMEOUT.as_millis() + JOIN_TIMEOUT.as_millis() < RESOLVE_WAIT.as_millis());
 
 /// The pause after a connection could not be taken, for example for want of files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -50,24 +54,35 @@ impl Pauses {
     }
 }
 
-/// Listens on one address for ever.
-pub(super) async fn listen(shared: Arc<Shared>, place: usize, address: String) {
+/// Begins to listen on one address, if that is possible now.
+pub(super) async fn bind(shared: &Shared, place: usize, address: &str) -> Option<TcpListener> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => {
+            if let Ok(local) = listener.local_addr() {
+                shared.listens(place, local);
+                if !local.ip().is_unspecified() {
+                    shared.seen_as(Some(place), local.ip());
+                }
+            }
+            shared.set_place(place, Place::Fine);
+            Some(listener)
+        }
+        Err(error) => {
+            shared.set_place(place, Place::Trouble(format!("cannot listen on {address}: {error}").into()));
+            None
+        }
+    }
+}
+
+/// Listens on one address for ever, with what has been bound already.
+pub(super) async fn listen(shared: Arc<Shared>, place: usize, address: String, mut bound: Option<TcpListener>) {
     let mut pauses = Pauses::new(PAUSES);
     loop {
-        match TcpListener::bind(&address).await {
-            Ok(listener) => {
-                if let Ok(local) = listener.local_addr() {
-                    shared.listens(place, local);
-                    if !local.ip().is_unspecified() {
-                        shared.seen_as(Some(place), local.ip());
-                    }
-                }
-                shared.set_place(place, Place::Fine);
-                serve(&shared, &listener).await;
-            }
-            Err(error) => shared.set_place(place, Place::Trouble(format!("cannot listen on {address}: {error}"))),
+        if let Some(listener) = bound {
+            serve(&shared, &listener).await;
         }
         sleep(pauses.next()).await;
+        bound = bind(&shared, place, &address).await;
     }
 }
 
@@ -92,10 +107,21 @@ async fn serve(shared: &Arc<Shared>, listener: &TcpListener) {
             let own = stream.local_addr().ok().map(|own| own.ip().to_canonical());
             let peer_ip = Some(peer.ip().to_canonical());
             let origin = Origin { side: Side::Answered, peer: peer_ip, own, place: None, permit };
-            if let End::Refused(why) = link::run(&shared, stream, origin).await {
-                tracing::debug!(%peer, why, "refused to join");
+            if let End::Refused(refusal) = link::run(&shared, stream, origin).await {
+                refused(&shared, peer, &refusal);
             }
         });
+    }
+}
+
+/// Tells that one who came was not let in: so that everybody sees it where it can be mended, and nobody can fill the log.
+fn refused(shared: &Shared, peer: SocketAddr, refusal: &Refusal) {
+    let why = &refusal.why;
+    if refusal.is_mistake && shared.may_warn_of_refusals() {
+        let refused = shared.peek(|table| table.refusals.joins);
+        tracing::warn!(%peer, why, refused, "others are refused: do all have the same secret and version?");
+    } else {
+        tracing::debug!(%peer, why, "refused to join");
     }
 }
 
@@ -106,16 +132,16 @@ pub(super) async fn dial(shared: Arc<Shared>, place: usize, address: String) {
     loop {
         let end = match connect(&shared, &address).await {
             Ok((stream, peer)) => join(&shared, place, stream, peer).await,
-            Err(why) => End::Refused(why),
+            Err(why) => End::Refused(why.into()),
         };
         let now = match end {
             End::Myself => Place::Myself,
-            End::Refused(why) => Place::Trouble(format!("{address}: {why}")),
+            End::Refused(refusal) => Place::trouble_at(&address, &refusal),
             End::Lost { synced, why } => {
                 if synced {
                     pauses.reset();
                 }
-                Place::Trouble(format!("{address}: {why}"))
+                Place::trouble_at(&address, &why.into())
             }
         };
         shared.set_place(place, now);
@@ -154,12 +180,13 @@ async fn connect(shared: &Shared, address: &str) -> Result<(TcpStream, SocketAdd
         }
         Err(last)
     };
-    timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| Err("no connection within 5 s".to_owned()))
+    timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| Err(format!("no connection within {CONNECT_TIMEOUT:?}")))
 }
 
 /// Takes the port of this machine, or joins whoever has it, and takes its place when it dies.
 pub(super) async fn local(shared: Arc<Shared>, place: usize, port: u16) {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let written = address.to_string();
     let mut pauses = Pauses::new(LOCAL_PAUSES);
     loop {
         let problem = match TcpListener::bind(address).await {
@@ -170,24 +197,22 @@ pub(super) async fn local(shared: Arc<Shared>, place: usize, port: u16) {
                 serve(&shared, &listener).await;
                 continue;
             }
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                match connect(&shared, &address.to_string()).await {
-                    Ok((stream, peer)) => match join(&shared, place, stream, peer).await {
-                        End::Myself => "it joined itself".to_owned(),
-                        End::Refused(why) => why,
-                        End::Lost { synced, why } => {
-                            if synced {
-                                pauses.reset();
-                            }
-                            why
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => match connect(&shared, &written).await {
+                Ok((stream, peer)) => match join(&shared, place, stream, peer).await {
+                    End::Myself => "it joined itself".into(),
+                    End::Refused(why) => why,
+                    End::Lost { synced, why } => {
+                        if synced {
+                            pauses.reset();
                         }
-                    },
-                    Err(why) => why,
-                }
-            }
-            Err(error) => error.to_string(),
+                        why.into()
+                    }
+                },
+                Err(why) => why.into(),
+            },
+            Err(error) => error.to_string().into(),
         };
-        shared.set_place(place, Place::Trouble(format!("{address}: {problem}")));
+        shared.set_place(place, Place::trouble_at(&written, &problem));
         sleep(pauses.next()).await;
     }
 }
