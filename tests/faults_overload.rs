@@ -8,6 +8,8 @@
 mod support;
 
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use picom::{Code, Execution, Status};
@@ -69,6 +71,34 @@ async fn refusals_stay_quick_while_most_of_what_runs_waits() {
     overload(effort, "1 ms of the processor, then 50 ms of waiting").await;
 }
 
+/// Keeps this process to one processor as long as it lives.
+struct Kept {
+    taskset: PathBuf,
+    before: String,
+}
+
+impl Kept {
+    fn to_processor_1(taskset: &Path) -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let before = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
+        let kept = Self { taskset: taskset.to_owned(), before: before.to_owned() };
+        assert!(kept.keep_to("1"), "this process may not choose its processor");
+        kept
+    }
+
+    fn keep_to(&self, processors: &str) -> bool {
+        let own = std::process::id().to_string();
+        let done = Command::new(&self.taskset).args(["-a", "-c", "-p", processors, &own]).output();
+        done.is_ok_and(|done| done.status.success())
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.keep_to(&self.before);
+    }
+}
+
 /// Three times the calls that are answered at best.
 async fn overload(effort: Effort, what: &str) {
     let two = std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
@@ -85,9 +115,7 @@ async fn overload(effort: Effort, what: &str) {
     let process = Process::start(&setup).await;
     // The caller keeps to the other one.
     let stalls = Stalls::watch();
-    let own = std::process::id().to_string();
-    let kept = std::process::Command::new(taskset).args(["-a", "-c", "-p", "1", &own]).output().unwrap();
-    assert!(kept.status.success(), "{kept:?}");
+    let _kept = Kept::to_processor_1(&taskset);
     let node = client(&agent);
     let client: WorkClient = node.client(SERVICE);
     let patient = |id: u64| client.burn(id, effort.microseconds, effort.steps, effort.wait_milliseconds);

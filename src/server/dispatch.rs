@@ -45,9 +45,10 @@ pub(super) struct Dispatch {
 /// One of so many calls of a method is measured while it is polled in place.
 const SAMPLE: u8 = 64;
 /// A handler that works for longer than this before it first waits, or ends, is better off in a task: everything else on its
-/// connection waits for it, also to be refused, and may be as many calls as one connection has open: in place they never are too
-/// many, so nobody is. It is as long as a hundred tasks take to begin.
-const IN_PLACE: Duration = Duration::from_micros(100);
+/// connection waits for it, also to be refused, and there may be as many such calls as one connection has open: in place they never
+/// are too many, so nobody is. 1,024 of them take as long as tasks may be late before a server counts as overloaded, and each as
+/// long as twenty tasks or more take to begin.
+const IN_PLACE: Duration = Duration::from_micros(20);
 
 /// A method as this connection knows it.
 struct Callee {
