@@ -280,7 +280,7 @@ impl Admission {
                     tokio::task::yield_now().await;
                 }
                 let late = due.elapsed();
-                if late > LATE && lateness.iter().any(|before| *before <= LATE) && !limit.is_known(due) {
+                if late > LATE && limit.is_whole() && lateness.iter().any(|before| *before <= LATE) {
                     // Overload begins with this one, not with the interval.
                     (lateness, full, most, began) = (Vec::new(), 0, 0, due);
                 }

@@ -27,6 +27,9 @@ pub(super) const LATE: Duration = Duration::from_millis(20);
 const AIM: Duration = Duration::from_millis(3);
 /// For how long overload is known after it was seen last.
 const REMEMBERED: Duration = Duration::from_secs(10);
+/// For so many intervals as few calls run as may be before the lateness that is left counts as that of others: fewer would not help, and
+/// a second is longer than what was let in before takes to end.
+const FEWEST_FOR: u32 = 10;
 /// How much longer than the least a call may take before the limit shrinks, as in Netflix's `Gradient2Limit`.
 const TOLERANCE: f64 = 1.5;
 /// The smallest gradient of times: a limit is at most halved at once, as in Netflix's.
@@ -64,6 +67,10 @@ pub(super) struct Lateness {
     ceiling: usize,
     /// When overload was seen last.
     seen: Option<Instant>,
+    /// For how many intervals tasks have been late although as few calls ran as may be…
+    fewest_for: u32,
+    /// … and the lateness that is therefore not theirs: others use the machine too.
+    others: Duration,
 }
 
 /// What was measured in an interval.
@@ -82,12 +89,38 @@ pub(super) struct Measured {
 impl Lateness {
     /// No limit but the ceiling, where so many threads run the tasks.
     pub(super) fn new(workers: usize, ceiling: usize) -> Self {
-        Self { limit: ceiling as f64, floor: workers * FEWEST_PER_WORKER, ceiling, seen: None }
+        Self {
+            limit: ceiling as f64,
+            floor: workers * FEWEST_PER_WORKER,
+            ceiling,
+            seen: None,
+            fewest_for: 0,
+            others: Duration::ZERO,
+        }
     }
 
     /// Whether overload was seen of late.
     pub(super) fn is_known(&self, now: Instant) -> bool {
         self.seen.is_some_and(|seen| now.saturating_duration_since(seen) < REMEMBERED)
+    }
+
+    /// Whether there is no limit but the ceiling.
+    pub(super) fn is_whole(&self) -> bool {
+        self.limit >= self.ceiling as f64
+    }
+
+    /// What of this lateness stays however few calls run.
+    fn of_others(&mut self, lateness: Duration, known: bool) -> Duration {
+        let fewest = self.limit as usize <= self.floor.min(self.ceiling);
+        self.fewest_for = if known && fewest && lateness > AIM { self.fewest_for + 1 } else { 0 };
+        self.others = if !known {
+            Duration::ZERO
+        } else if self.fewest_for >= FEWEST_FOR {
+            lateness
+        } else {
+            self.others.min(lateness)
+        };
+        self.others
     }
 
     /// The limit after an interval.
@@ -96,10 +129,12 @@ impl Lateness {
         let known = self.is_known(now);
         // One moment in which all is prompt is enough to doubt an overload that is news; later the median tells more.
         let lateness = if known { typical } else { least };
+        let lateness = lateness.saturating_sub(self.of_others(lateness, known));
         let too_late = lateness.as_secs_f64() / AIM.as_secs_f64() - 1.0;
         let roots = |limit: f64| limit - limit.sqrt() * too_late.min(STEEPEST_ROOTS);
         // Where the limit is right, the lateness is about the aim, on either side of it.
-        if lateness > LATE || (known && full && lateness > AIM / 2) {
+        // And what is known of others is known as long as they go on.
+        if lateness > LATE || (known && full && lateness > AIM / 2) || self.others > AIM / 2 {
             self.seen = Some(now);
         }
         self.limit = if known && lateness > LATE && most > self.limit {
@@ -251,7 +286,7 @@ mod tests {
         let mut limit = lateness.next(late(LATE * 4, 1_000), now);
         assert_eq!(limit, 250, "a quarter of what ran");
         assert_eq!(lateness.next(late(LATE * 4, 1_000), now), 250, "those who ran before still do");
-        for _ in 0..20 {
+        for _ in 0..8 {
             limit = lateness.next(late(Duration::from_secs(1), limit), now);
         }
         assert_eq!(limit, FEWEST);
@@ -294,6 +329,20 @@ mod tests {
             );
             assert!(share > 0.95, "{needs} ms of the processor and {waits} ms without: {share:.3} of it was used");
             assert!(mean < AIM * 2, "{needs} ms of the processor and {waits} ms without: tasks were {mean:.1?} late");
+        }
+    }
+
+    #[test]
+    fn lateness_that_stays_however_few_calls_run_does_not_keep_them_few() {
+        for neighbours in [AIM * 2, LATE * 2] {
+            let mut now = Instant::now();
+            let mut limit = Lateness::new(2, CEILING);
+            let mut most = 1_000;
+            for interval in 0..120 {
+                now += INTERVAL;
+                most = limit.next(late(neighbours.max(if interval == 0 { LATE * 2 } else { AIM }), most), now);
+            }
+            assert!(most > 500, "{most} calls after 12 s in which tasks were {neighbours:?} late whatever ran");
         }
     }
 
