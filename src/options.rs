@@ -36,7 +36,7 @@ pub const COLLECT_LIMIT: usize = 100_000;
 /// Most calls that one connection may have open at the server.
 pub const MAX_CALLS: u16 = proto::MAX_CALLS;
 /// Most connections that a client has to one endpoint: four times as many calls as one may have open there. One more is only made
-/// where a call would have to wait for a place; without calls it costs 10 KiB at each end, and closes after [`CLIENT_IDLE_CLOSE`].
+/// where a call would have to wait for a place, or where threads keep waiting for each other; without calls it costs 10 KiB at each end, and closes after [`CLIENT_IDLE_CLOSE`].
 pub const MAX_CONNECTIONS_PER_ENDPOINT: usize = 4;
 /// Most calls that one server runs at once, over all connections: what 64 full connections have. One more waits a moment or is refused as
 /// busy, so that another host takes it.

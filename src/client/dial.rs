@@ -39,7 +39,7 @@ impl Handler for Reports {
         if self.workers > 1 && self.gauge.is_due(now) {
             match (self.gauge.look(now, link.crowd()), self.target.upgrade()) {
                 (Some(Strain::Crowded), Some(target)) => target.spread(&self.identity, self.workers),
-                (Some(Strain::Calm), Some(target)) => target.gather(),
+                (Some(Strain::Calm), Some(target)) => target.gather(now),
                 _ => {}
             }
         }

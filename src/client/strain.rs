@@ -21,6 +21,11 @@ const FEW_CALLS: u64 = 300;
 /// How long there are so few before calls go back to one connection.
 const CALM_FOR: Duration = Duration::from_secs(10);
 
+/// Whether so many calls in that time are too few for anybody to wait.
+pub(super) fn are_few(calls: u64, time: Duration) -> bool {
+    u128::from(calls) * 1_000 / time.as_millis().max(1) < u128::from(FEW_CALLS)
+}
+
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Strain {

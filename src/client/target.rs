@@ -3,8 +3,8 @@
 //! Owns connecting: lazily, one attempt at a time for all who wait, with a pause after failures. It must never choose
 //! between endpoints. Look next at [`super::pool`] and at [`super::dial`], which makes a connection.
 //!
-//! Calls go to one connection until it has its limit of open calls, then to the one that has fewest. So what is not needed any
-//! more has no calls, and closes by itself as every connection without calls does.
+//! Calls go to one connection until it has its limit of open calls, then to the one that has fewest, or are spread over several where
+//! threads wait for each other. What is not needed any more has no calls, and closes by itself as every connection without calls does.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use super::dial::dial;
 use super::pool::Identity;
 use super::route::Route;
+use super::strain::are_few;
 use crate::balance::{Fault, Member};
 use crate::proto::Error;
 use crate::registry::Endpoint;
@@ -56,6 +57,8 @@ struct State {
     spread: usize,
     /// How calls find them.
     route: Weak<Route>,
+    /// When one of them last had few calls, and how many all had had until then.
+    calm: Option<(std::time::Instant, u64)>,
     /// No one more is made before.
     grows_after: Option<Instant>,
     /// That the link was lost is already noted.
@@ -171,10 +174,17 @@ impl Target {
         let _ = self.grow(identity);
     }
 
-    /// There are too few calls for more than one connection. Those that nobody uses then close by themselves.
-    pub(super) fn gather(&self) {
+    /// A connection has few calls. If all of them together have had few since one last said so, one is enough; those that nobody uses
+    /// then close by themselves.
+    pub(super) fn gather(&self, now: std::time::Instant) {
         let mut state = self.lock();
-        if state.spread > 1 {
+        if state.spread < 2 {
+            return;
+        }
+        let calls = state.all().iter().map(|link| link.crowd().0).sum();
+        let before = state.calm.replace((now, calls));
+        if before.is_some_and(|(since, before)| are_few(calls.saturating_sub(before), now - since)) {
+            state.calm = None;
             state.spread_over(1);
         }
     }
@@ -398,7 +408,10 @@ mod tests {
         target.spread(&identity, 2);
         soon().await;
         assert_eq!(target.connections(), 2, "more than threads bring nothing");
-        target.gather();
+        let now = std::time::Instant::now();
+        target.gather(now);
+        assert!(both.usable().is_some(), "one with few calls says nothing of the others");
+        target.gather(now + Duration::from_secs(10));
         assert!(both.usable().is_none());
         let gathered = target.route(Arc::clone(&first));
         let all = std::thread::scope(|scope| {
