@@ -1,4 +1,4 @@
-//! One runtime of one thread for each core, and an instance of the service on each: the fastest way to serve.
+//! One runtime of one thread for each core, and an instance of the service on each: no call crosses threads.
 //!
 //! ```sh
 //! cargo run --release --example runtime_per_core

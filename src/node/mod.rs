@@ -453,7 +453,10 @@ impl Clone for Exposed {
 
 impl Exposed {
     fn new(exposing: &Exposing) -> Self {
-        Self { local: exposing.server.local_addr(), states: Mutex::new(exposing.registered.clone()) }
+        let mut states = exposing.registered.clone();
+        // Nobody has been told the first one.
+        states.mark_changed();
+        Self { local: exposing.server.local_addr(), states: Mutex::new(states) }
     }
 
     /// Where it listens; the port is the one that callers use.
@@ -466,7 +469,7 @@ impl Exposed {
         self.lock().borrow_and_update().clone()
     }
 
-    /// Waits for a state other than the one that [`Exposed::state`] or this has given last; at once if there was a change since, or
+    /// Waits for a state later than the one that [`Exposed::state`] or this has given last; at once if there was a change since, or
     /// if neither has given any. Cancel safe. Waits for ever once the service was taken back.
     pub async fn changed(&mut self) -> RegistrationState {
         let states = self.states.get_mut().unwrap_or_else(PoisonError::into_inner);

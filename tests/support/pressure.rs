@@ -53,11 +53,12 @@ pub(crate) async fn closed_loop<T, C>(callers: usize, time: Duration, call: impl
 where
     C: IntoFuture<Output = Result<T, Status>>,
 {
-    let (begun, served) = (Instant::now(), AtomicUsize::new(0));
+    let (begun, begun_calls, served) = (Instant::now(), AtomicUsize::new(0), AtomicUsize::new(0));
     let caller = || async {
         while begun.elapsed() < time {
-            let id = u64::MAX - served.fetch_add(1, Ordering::Relaxed) as u64;
+            let id = u64::MAX - begun_calls.fetch_add(1, Ordering::Relaxed) as u64;
             call(id).await.expect("so few calls at once are served");
+            served.fetch_add(1, Ordering::Relaxed);
         }
     };
     join_all((0..callers).map(|_| caller())).await;

@@ -133,11 +133,13 @@ impl Table {
     /// told together with one's own: only those behind it would miss them, if they waited at every step of a long way.
     fn schedule(&mut self, beats: bool, now: Instant) {
         let (tight, lifetime) = (self.is_tight(), self.lifetime);
+        let mut is_said = beats;
         for link in self.links.values_mut() {
             let has_news = self.count - link.beats > link.echoes;
             if !self.unsure.is_empty() || has_news && (beats || tight || link.passes_on(lifetime, now)) {
                 link.pulse = link.pulse.or(Some(link.beats));
                 (link.beats, link.echoes) = (self.count, 0);
+                is_said = true;
             }
             link.digest |= now >= link.digest_next;
             link.summary |= now >= link.summary_next;
@@ -146,7 +148,8 @@ impl Table {
                 self.bells.push(Arc::clone(&link.bell));
             }
         }
-        if beats {
+        if is_said {
+            // What was gathered for a link that could not take it lacks what came since.
             self.told = None;
         }
     }
