@@ -357,6 +357,8 @@ async fn an_exposed_node_tells_only_changes_of_its_registration_that_were_not_se
     let told = Told::new("told");
     let node = Picom::builder("service1").registry(told.clone()).in_memory().build().unwrap();
     let mut exposed = node.expose(picom::Methods::new()).await.unwrap();
+    let first = timeout(Duration::from_secs(60), exposed.clone().changed()).await;
+    assert_eq!(first.expect("nobody has been told the first state"), exposed.clone().state());
     for state in [RegistrationState::Registered, RegistrationState::Denied("no rights".to_owned())] {
         let before = exposed.state();
         assert_ne!(before, state);

@@ -42,13 +42,17 @@ pub(super) struct Dispatch {
     running: Option<Running>,
 }
 
-/// One of so many calls of a method is measured while it is polled in place.
-const SAMPLE: u8 = 64;
+/// One of so many calls of a method is measured while it is polled in place: no divisor or multiple of the calls that fill a batch, or
+/// it would always be the one that is written.
+const SAMPLE: u8 = 61;
 /// A handler that works for longer than this before it first waits, or ends, is better off in a task: everything else on its
 /// connection waits for it, also to be refused, and there may be as many such calls as one connection has open: in place they never
 /// are too many, so nobody is. 1,024 of them take as long as tasks may be late before a server counts as overloaded, and each as
 /// long as twenty tasks or more take to begin.
+/// Only the second of two in a row that were measured counts: the answer that fills a batch is written in place, which takes as long.
 const IN_PLACE: Duration = Duration::from_micros(20);
+/// Longer than a write takes: the first one counts.
+const FAR_TOO_LONG: Duration = Duration::from_micros(250);
 
 /// A method as this connection knows it.
 struct Callee {
@@ -58,7 +62,9 @@ struct Callee {
     spare: Option<Context>,
     /// How many calls there were, to measure one of [`SAMPLE`].
     calls: u8,
-    /// How many of the next calls get a task at once, because the last one that was measured held the driver up.
+    /// The last one that was measured took longer than [`IN_PLACE`].
+    was_long: bool,
+    /// How many of the next calls get a task at once, because those that were measured held the driver up.
     heavy: u8,
 }
 
@@ -190,7 +196,10 @@ impl Dispatch {
         }
         (callee.spare, self.running) = run(link, id, context, future, running, place);
         if let Some(began) = measured {
-            callee.heavy = if began.elapsed() > IN_PLACE { SAMPLE - 1 } else { 0 };
+            let took = began.elapsed();
+            let is_long = took > IN_PLACE;
+            let is_heavy = took > FAR_TOO_LONG || is_long && callee.was_long;
+            (callee.was_long, callee.heavy) = (is_long, if is_heavy { SAMPLE - 1 } else { 0 });
         }
     }
 
@@ -202,7 +211,7 @@ impl Dispatch {
         let route = router.get(&name).ok_or_else(|| router.unknown(&self.shared.service, &name))?.clone();
         let peer = self.peer.clone().ok_or_else(|| Status::internal("a call came before hello"))?;
         let line = Line { service: Arc::clone(&self.shared.service), method: Arc::clone(&route.name), peer };
-        Ok(Callee { route, line: Arc::new(line), spare: None, calls: 0, heavy: 0 })
+        Ok(Callee { route, line: Arc::new(line), spare: None, calls: 0, was_long: false, heavy: 0 })
     }
 }
 
