@@ -3,7 +3,7 @@
 //! Owns the phases of a run and one histogram for each thread. Must never read a clock twice for a call. Next: `calls`.
 
 use std::cell::OnceCell;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -23,6 +23,15 @@ const OVER: u8 = 2;
 
 thread_local! {
     static MINE: OnceCell<Shared> = const { OnceCell::new() };
+}
+
+/// Whether it is the pace of a stream that is measured. Beside calls it would count as theirs.
+static PACING: AtomicBool = AtomicBool::new(false);
+
+/// From here on a stream's pace counts.
+pub(crate) fn begin_pace() {
+    PACING.store(true, Ordering::Relaxed);
+    begin();
 }
 
 /// From here on calls count.
@@ -102,7 +111,9 @@ impl Pace {
         self.since += more;
         if self.since >= self.every {
             self.since = 0;
-            self.lap.done();
+            if PACING.load(Ordering::Relaxed) {
+                self.lap.done();
+            }
         }
     }
 }

@@ -72,7 +72,7 @@ pub(crate) async fn run<C: Client>(client: C, stream: Stream, plan: &Plan) -> Fi
     };
     let count = (count as f64 * plan.measured.as_secs_f64() / took.as_secs_f64()) as u64;
     let watch = plan.watch();
-    meter::begin();
+    meter::begin_pace();
     stream.once(&client, count.max(1)).await;
     let paces = meter::end();
     figures(watch.stop(), count.max(1), &paces, stream)
