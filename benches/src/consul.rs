@@ -60,6 +60,7 @@ impl Agent {
         let begun = Instant::now();
         while !has_leader(&http) {
             assert!(begun.elapsed() < Duration::from_secs(20), "consul elects itself");
+            // An agent does not say when it has a leader.
             sleep(Duration::from_millis(20));
         }
         Some(agent)

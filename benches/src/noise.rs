@@ -31,6 +31,7 @@ pub(crate) fn wait() -> f64 {
         if missing <= LIMIT {
             break;
         }
+        // Nothing tells when a neighbour is done.
         thread::sleep(LOOK);
         missing = look();
     }

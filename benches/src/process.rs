@@ -118,6 +118,7 @@ pub(crate) fn once(peer: &str, workload: &str, mode: Mode, seconds: f64, agent: 
         if begun.elapsed() > PATIENCE + Duration::from_secs_f64(10.0 * seconds) {
             return Ended::Failed(format!("{} after {:.0?}", client.reason("client"), begun.elapsed()));
         }
+        // This process only waits here: looking more often would take from what is measured.
         thread::sleep(Duration::from_millis(5));
     };
     let mut line = String::new();
