@@ -54,6 +54,11 @@ const IN_PLACE: Duration = Duration::from_micros(20);
 /// Longer than a write takes: the first one counts.
 const FAR_TOO_LONG: Duration = Duration::from_micros(250);
 
+/// Whether the next calls are to have tasks.
+fn is_heavy(took: Duration, was_long: bool) -> bool {
+    took > FAR_TOO_LONG || was_long && took > IN_PLACE
+}
+
 /// A method as this connection knows it.
 struct Callee {
     route: Route,
@@ -197,9 +202,8 @@ impl Dispatch {
         (callee.spare, self.running) = run(link, id, context, future, running, place);
         if let Some(began) = measured {
             let took = began.elapsed();
-            let is_long = took > IN_PLACE;
-            let is_heavy = took > FAR_TOO_LONG || is_long && callee.was_long;
-            (callee.was_long, callee.heavy) = (is_long, if is_heavy { SAMPLE - 1 } else { 0 });
+            callee.heavy = if is_heavy(took, callee.was_long) { SAMPLE - 1 } else { 0 };
+            callee.was_long = took > IN_PLACE;
         }
     }
 
@@ -425,6 +429,25 @@ impl Drop for Handling {
     fn drop(&mut self) {
         if let Some(context) = self.context.as_ref().filter(|_| !self.done) {
             context.cancel();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handler_is_long_past_its_bound_twice_in_a_row_or_far_past_it_once() {
+        let more = Duration::from_nanos(1);
+        for (took, was_long, heavy) in [
+            (IN_PLACE, true, false),
+            (IN_PLACE + more, true, true),
+            (IN_PLACE + more, false, false),
+            (FAR_TOO_LONG, false, false),
+            (FAR_TOO_LONG + more, false, true),
+        ] {
+            assert_eq!(is_heavy(took, was_long), heavy, "{took:?}, and the one before was long: {was_long}");
         }
     }
 }
