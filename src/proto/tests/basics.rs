@@ -113,5 +113,23 @@ fn half_of_a_few_open_calls_are_plenty_and_half_of_many_are_no_more_than_that() 
             opened.unwrap()
         })
         .collect();
-    assert_eq!(batches, [32, 32, 63, 126, 128]);
+    assert_eq!(batches, [32, 32, 64, 128, 128]);
+}
+
+#[test]
+fn callers_that_call_again_leave_as_one_half_and_nobody_is_left_behind() {
+    for half in [32, 64, 128] {
+        let mut pair = Pair::ready();
+        let calls: Vec<_> = (0..2 * half).map(|_| pair.call("m", b"", true)).collect();
+        for id in &calls[..half] {
+            pair.server.answer(*id, None, put(b"")).unwrap();
+        }
+        pair.run();
+        for (n, id) in calls[..half].iter().enumerate() {
+            assert!(pair.client.take_short_answer(*id).is_some());
+            assert!(!pair.client.has_plenty(), "{half} are answered, and {n} would leave without the others");
+            pair.open("m", b"", true);
+        }
+        assert!(pair.client.has_plenty(), "all {half} have called again");
+    }
 }
