@@ -446,7 +446,11 @@ impl Table {
 
     fn settle(&mut self, link: u64, change: &Change, now: Instant) {
         let Some(owner) = self.owners.get(&change.owner) else { return };
-        if (change.incarnation, change.beat) > (owner.incarnation, owner.beat) || owner.beat_at == 0 {
+        // News go at once, and beats wait at each member that passes them on. If news of one whose beats come already counted as
+        // one, those that are on their way would be old, and the next one that is not would come too late.
+        let is_beating = owner.beat_at != 0 && owner.life == Life::Live && owner.incarnation == change.incarnation;
+        let is_news = (change.incarnation, change.beat) > (owner.incarnation, owner.beat);
+        if owner.beat_at == 0 || is_news && (!is_beating || change.gone) {
             self.hear(change.owner, change.beat, link, now);
         }
         let Some(owner) = self.owners.get_mut(&change.owner) else { return };

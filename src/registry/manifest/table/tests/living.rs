@@ -379,6 +379,31 @@ fn no_beat_waits_for_longer_than_is_said_and_nobody_is_lost_for_it() {
     }
 }
 
+/// Lets them live for so long, in which nobody must be lost anywhere.
+fn nobody_is_lost(net: &mut Net, time: Duration, when: &str) {
+    let end = net.now + time;
+    while net.now < end {
+        net.step(end);
+        for (n, table) in net.tables.iter().enumerate() {
+            let lost = table.owners.iter().find(|(_, owner)| owner.life != Life::Live);
+            assert!(lost.is_none(), "{when}: in the table of member {n} of {} this one is lost: {lost:?}", net.tables.len());
+        }
+    }
+}
+
+#[test]
+fn far_away_in_a_long_chain_nobody_is_lost_because_news_are_faster_than_beats() {
+    let chain: Vec<_> = (1..20).map(|hub| (hub - 1, hub)).collect();
+    let mut net = stars(20, &chain);
+    nobody_is_lost(&mut net, LIFE * 2, "after they have met");
+    for changer in [20, 0, 59, 19] {
+        let id = net.add(changer, content("news"));
+        nobody_is_lost(&mut net, LIFE * 2, "after something was registered");
+        net.tables[changer].free(id, net.now).unwrap();
+        nobody_is_lost(&mut net, LIFE * 2, "after it was taken back");
+    }
+}
+
 #[test]
 fn a_member_that_looks_at_the_time_only_when_it_is_due_notices_everything_as_soon() {
     let (mut net, lifetime) = (Net::new(2), LIFE + BEAT / 2);
