@@ -98,6 +98,8 @@ fn ten_thousand_records_of_one_peer_are_refused_and_the_rest_keeps_working() {
     net.settle();
     let of_peer = net.tables[2].find(|record| record.id.owner == 51).len();
     assert_eq!(of_peer, MAX_RECORDS, "what was acceptable was passed on");
+    let refused = net.tables[1].refusals.records;
+    assert!(refused > 1, "what was not is counted: {refused}");
     net.add(2, content("after"));
     assert_eq!(net.tables[0].find(|record| record.service == "after").len(), 1);
 }

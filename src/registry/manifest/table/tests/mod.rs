@@ -1,6 +1,6 @@
 //! Tables that talk to each other without a network, under a clock that the test turns.
 //!
-//! Owns [`Net`]. Look next at `living.rs` for honest members, at `comparing.rs` for how their
+//! Owns [`Net`]. Look next at `living.rs` for honest members, at `rhythm.rs` for when they speak, at `comparing.rs` for how their
 //! tables heal, and at `hostile.rs` for the others.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
@@ -17,6 +17,7 @@ use super::*;
 mod comparing;
 mod hostile;
 mod living;
+mod rhythm;
 
 const BEAT: Duration = Duration::from_secs(2);
 const LIFE: Duration = Duration::from_secs(6);
