@@ -216,3 +216,26 @@ pub(super) async fn local(shared: Arc<Shared>, place: usize, port: u16) {
         sleep(pauses.next()).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_their_limit_and_are_spread_over_their_upper_half() {
+        for limits in [PAUSES, LOCAL_PAUSES] {
+            let mut pauses = Pauses::new(limits);
+            let mut whole = limits.0;
+            for attempt in 0..40 {
+                let pause = pauses.next();
+                assert!(pause >= whole / 2 && pause <= whole, "attempt {attempt} waits for {pause:?}, of {whole:?}");
+                whole = (whole * 3 / 2).min(limits.1);
+            }
+            assert_eq!(whole, limits.1);
+            let last: Vec<_> = (0..40).map(|_| pauses.next()).collect();
+            assert!(last.iter().any(|pause| *pause != last[0]), "many would knock at once");
+            pauses.reset();
+            assert!(pauses.next() <= limits.0, "who was reached begins anew");
+        }
+    }
+}
