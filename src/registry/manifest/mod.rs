@@ -59,6 +59,13 @@ const FIRST_WORD: Duration = Duration::from_secs(6);
 ///
 /// Clones are the same member. It lives until the last clone, watch and registration is gone, or until [`Manifest::close`].
 ///
+/// # Who connects to whom
+///
+/// Any connections do, also in circles, as long as everybody is reached; best all join the same few, as with [`Manifest::local`] or
+/// a common list of addresses. What changes is known everywhere at once. That a member lives waits for up to a quarter of a heartbeat
+/// at each that passes it on: with more than about ten of them in a row a new member, of which only the news have come until then, is
+/// taken for lost once, until its first beat has come all the way.
+///
 /// # Who may say what
 ///
 /// Without a secret only connections within one machine are made or taken, unless [`Manifest::allow_remote`] was called. With

@@ -194,6 +194,11 @@ impl Table {
                 self.touch_all(id);
             }
         }
+        if full && beat == 0 {
+            // The other side has given it up, and kept at most what is persistent: only all of it is of use there.
+            self.peer_has(link, id, None, now);
+            return is_ahead;
+        }
         if full {
             let same = self.owners.get(&id).is_some_and(|owner| owner.version != version || owner.sum == sum);
             self.peer_has(link, id, same.then_some((incarnation, version)), now);
@@ -207,13 +212,15 @@ impl Table {
     fn own_beat(&mut self, link: u64, full: bool, Beat(id, incarnation, beat, version, sum): Beat, now: Instant) {
         let me = self.own(now);
         let newest = (me.incarnation, me.version);
+        // Whoever has given me up has kept at most what is persistent, which is no lie.
+        let is_given_up = full && beat == 0;
         let is_forged = incarnation > me.incarnation
             || incarnation == me.incarnation && (beat > me.beat || version > me.version)
-            || full && (incarnation, version) == newest && sum != me.sum;
+            || full && !is_given_up && (incarnation, version) == newest && sum != me.sum;
         if is_forged {
             self.defend(incarnation, now);
         } else if full {
-            self.peer_has(link, id, Some((incarnation, version)), now);
+            self.peer_has(link, id, (!is_given_up).then_some((incarnation, version)), now);
         }
     }
 
@@ -448,7 +455,8 @@ impl Table {
         let Some(owner) = self.owners.get(&change.owner) else { return };
         // News go at once, and beats wait at each member that passes them on. If news of one whose beats come already counted as
         // one, those that are on their way would be old, and the next one that is not would come too late.
-        let is_beating = owner.beat_at != 0 && owner.life == Life::Live && owner.incarnation == change.incarnation;
+        let is_known = owner.beat_at != 0 && owner.incarnation == change.incarnation;
+        let is_beating = is_known && owner.life == Life::Live && !owner.doubted;
         let is_news = (change.incarnation, change.beat) > (owner.incarnation, owner.beat);
         if owner.beat_at == 0 || is_news && (!is_beating || change.gone) {
             self.hear(change.owner, change.beat, link, now);

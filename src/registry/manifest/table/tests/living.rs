@@ -265,6 +265,23 @@ fn one_that_was_doubted_and_is_heard_again_is_told_to_readers() {
 }
 
 #[test]
+fn news_of_one_that_was_doubted_say_that_it_lives() {
+    let mut net = Net::new(3);
+    for (a, b) in [(0, 1), (1, 2), (2, 0)] {
+        net.join(a, b);
+    }
+    let id = net.add(1, content("one"));
+    net.pass(BEAT * 2);
+    net.cut(0, 1);
+    assert_eq!(tier(&mut net, 0, "one"), Some(Tier::Doubtful));
+    net.pass(BEAT / 4);
+    net.tables[1].tick(net.now);
+    net.tables[1].set_status(id.number, &NodeStatus::now(crate::NodeState::Doing, None), net.now);
+    net.settle();
+    assert_eq!(tier(&mut net, 0, "one"), Some(Tier::Healthy));
+}
+
+#[test]
 fn why_a_record_was_freed_is_known_everywhere_although_it_was_said_and_done_at_once() {
     let mut net = Net::new(3);
     net.join(0, 1);
@@ -339,6 +356,59 @@ fn persistent_records_outlive_their_owner_and_may_be_freed_by_anybody() {
     net.join(0, 1);
     net.pass(BEAT * 2);
     net.everywhere(&["lost"]);
+}
+
+#[test]
+fn one_that_was_given_up_but_for_what_is_persistent_is_whole_again_when_it_is_back() {
+    type Meanwhile = fn(&mut Net, RecordId);
+    let changes: [(&str, &[&str], Meanwhile); 4] = [
+        ("nothing has changed", &["kept"], |_, _| {}),
+        ("something was registered", &["kept", "new"], |net, _| {
+            net.add(1, content("new"));
+        }),
+        ("its state has changed", &["kept"], |net, id| {
+            let status = NodeStatus::now(crate::NodeState::Doing, Some("backup"));
+            net.tables[1].set_status(id.number, &status, net.now);
+        }),
+        ("it was freed", &[], |net, id| drop(net.tables[1].free(id, net.now).unwrap())),
+    ];
+    for (relayed, owns_more) in [(false, false), (false, true), (true, false), (true, true)] {
+        for (what, then, meanwhile) in &changes {
+            let case = format!("{what}, through another one: {relayed}, with something that is not kept: {owns_more}");
+            let mut net = Net::new(3);
+            // Who is cut off from the middle, and who gives it up then.
+            let (end, far) = if relayed { (2, 2) } else { (1, 0) };
+            net.join(0, 1);
+            net.join(0, 2);
+            let address = Some(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7)));
+            let kept = Details { address, port: 4000, persistent: true, ..Details::default() };
+            let id = net.add(1, Content::of_details("kept", kept));
+            let mut then = then.to_vec();
+            if owns_more {
+                net.add(1, content("lost"));
+                then.insert(then.iter().filter(|role| **role < "lost").count(), "lost");
+            }
+            net.pass(BEAT * 2);
+            net.cut(0, end);
+            net.pass(LIFE * 2);
+            assert_eq!(
+                (net.roles(far), tier(&mut net, far, "kept")),
+                (vec!["kept".into()], Some(Tier::Doubtful)),
+                "{case}"
+            );
+            meanwhile(&mut net, id);
+            net.join(0, end);
+            net.pass(BEAT * 8);
+            net.everywhere(&then);
+            if then.contains(&"kept") {
+                assert_eq!(tier(&mut net, far, "kept"), Some(Tier::Healthy), "{case}");
+            }
+            let digests = net.digests;
+            net.pass(BEAT * 8);
+            assert_eq!(net.digests, digests, "they go on to compare all that they know: {case}");
+            assert_eq!(net.tables[1].refusals.takeovers, 0, "nobody has lied: {case}");
+        }
+    }
 }
 
 #[test]
