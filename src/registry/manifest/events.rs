@@ -27,7 +27,7 @@ pub enum Event {
     /// A record is gone: it was freed, or its owner left or died. Where it was freed for a reason, as by a node that ends, its state
     /// is [`Down`](crate::NodeState::Down) with that reason.
     Freed(Record),
-    /// A connection to another member is up.
+    /// A connection to another member is up, whichever of the two made it.
     Connected {
         /// The member at its other end.
         owner: u64,
