@@ -12,16 +12,16 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures::future::join_all;
 use picom::Picom;
 use picom::registry::{Consul, Freshness, Registration, RegistrationState, Registry, Watch};
 use serde_json::{Value, json};
-use support::consul::{Agent, on_path};
+use support::clock::{self, FalseClock, Temporary};
+use support::consul::Agent;
 use support::fake_consul::{FakeConsul, Reply, Request, entry, listing};
 use support::fault::Row;
 use support::logged::Logged;
@@ -37,118 +37,27 @@ fn a_process_of_its_own() {
     process::main_if_asked();
 }
 
-/// A file or folder of one's own, removed on drop.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn new(name: &str) -> Self {
-        Self(std::env::temp_dir().join(format!("picom-{}-{name}", std::process::id())))
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 /// Says why a test does nothing here, past the test harness.
 fn skipped(why: &str) {
     let _ = writeln!(std::io::stderr(), "\nSKIPPED: {why}\n");
 }
 
-/// Names the file with the seconds by which the clock is ahead.
-const AHEAD: &str = "PICOM_TEST_CLOCK";
-
-/// Takes the place of the C library's wall clock; other clocks stay as they are.
-const CLOCK: &str = "
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <sys/time.h>
-#include <time.h>
-#include <unistd.h>
-
-static long ahead(void) {
-    static volatile long *shared;
-    if (!shared) {
-        int file = open(getenv(\"PICOM_TEST_CLOCK\"), O_RDONLY);
-        void *map = mmap(0, sizeof(long), PROT_READ, MAP_SHARED, file, 0);
-        close(file);
-        if (map == MAP_FAILED) abort();
-        shared = map;
-    }
-    return *shared;
-}
-
-int clock_gettime(clockid_t id, struct timespec *now) {
-    int failed = syscall(SYS_clock_gettime, id, now);
-    if (!failed && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) now->tv_sec += ahead();
-    return failed;
-}
-
-int gettimeofday(struct timeval *restrict now, void *restrict zone) {
-    struct timespec exact;
-    (void)zone;
-    clock_gettime(CLOCK_REALTIME, &exact);
-    now->tv_sec = exact.tv_sec;
-    now->tv_usec = exact.tv_nsec / 1000;
-    return 0;
-}
-
-time_t time(time_t *into) {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    if (into) *into = now.tv_sec;
-    return now.tv_sec;
-}
-";
-
-fn seconds() -> i64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs().try_into().unwrap()
-}
-
 /// Run as a program of its own, to see that the wall clock of such a program is the false one.
 #[test]
 fn the_wall_clock_is_told() {
-    if std::env::var_os(AHEAD).is_some() {
-        println!("@clock {}", seconds());
-    }
-}
-
-/// By how much the clock of another program is ahead of that of this one.
-fn ahead(variables: &[(&str, String)]) -> i64 {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    let command = command.args(["--exact", "the_wall_clock_is_told", "--nocapture"]).envs(variables.iter().cloned());
-    let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
-    let (_, told) = text.split_once("@clock ").unwrap_or_else(|| panic!("no clock in {text}"));
-    told.split_whitespace().next().unwrap().parse::<i64>().unwrap() - seconds()
+    clock::tell_if_asked();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wall_clock_that_jumps_by_an_hour_costs_no_call_and_no_beat() {
-    let Some(cc) = on_path("cc") else { return skipped("no C compiler, so no clock was changed") };
-    let (source, library, offset) = (Temporary::new("clock.c"), Temporary::new("clock.so"), Temporary::new("clock"));
-    std::fs::write(&source.0, CLOCK).unwrap();
-    let built = Command::new(cc).args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library.0).arg(&source.0).status();
-    assert!(built.unwrap().success());
-    std::fs::write(&offset.0, 0_i64.to_ne_bytes()).unwrap();
-    // Written in place: the services look at this very file.
-    let file = OpenOptions::new().write(true).open(&offset.0).unwrap();
-    let variables = [("LD_PRELOAD", library.0.display().to_string()), (AHEAD, offset.0.display().to_string())];
-
+    let Some(clock) = FalseClock::new() else { return };
     let Some(agent) = Agent::start().await else { return };
-    let scene = Scene::with(agent, Duration::from_secs(3), &variables).await;
+    let scene = Scene::with(agent, Duration::from_secs(3), &clock.variables()).await;
     let traffic = scene.traffic();
     traffic.more(50).await;
     let before = scene.changes().await;
     for hours in [1, -1] {
-        let jump = hours * 3600_i64;
-        file.write_all_at(&jump.to_ne_bytes(), 0).unwrap();
-        let seen = ahead(&variables);
-        assert!((seen - jump).abs() < 60, "the clock was to be {jump} s ahead, and was {seen} s");
+        clock.jump(hours);
         // Longer than the TTL.
         lasts(Duration::from_millis(3500)).await;
     }

@@ -2,7 +2,7 @@
 //!
 //! Owns only tests; every process is the test program once more, and is killed when the test ends. Look next at
 //! `registry_broadcast.rs` for what needs one process only.
-#![cfg(feature = "broadcast")]
+#![cfg(all(feature = "broadcast", unix))]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod support;
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use picom::registry::Registry;
 use support::broadcast::Network;
+use support::clock::{self, FalseClock};
 use support::consul::{on_path, signal};
 use support::{PATIENCE, instance, until};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -60,6 +61,10 @@ struct Process {
 
 impl Process {
     fn start(network: &Network, id: &str) -> Self {
+        Self::start_with(network, id, [])
+    }
+
+    fn start_with<const N: usize>(network: &Network, id: &str, variables: [(&str, String); N]) -> Self {
         let program = env::current_exe().unwrap();
         let mut command = match on_path("setpriv") {
             Some(setpriv) => {
@@ -73,6 +78,7 @@ impl Process {
             .args(["--exact", "a_process_of_its_own", "--nocapture", "--test-threads", "1"])
             .env(PORT, network.addr.port().to_string())
             .env(ID, id)
+            .envs(variables)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -154,4 +160,30 @@ async fn a_process_that_was_stopped_for_8_s_takes_nobody_for_dead() {
     tokio::time::sleep(LIFE + PERIOD).await;
     let after = stopped.counts.borrow()[before..].to_vec();
     assert!(after.iter().all(|count| *count == 4), "it took others for dead: it knew {after:?}");
+}
+
+/// Run as a program of its own, to see that the wall clock of such a program is the false one.
+#[test]
+fn the_wall_clock_is_told() {
+    clock::tell_if_asked();
+}
+
+#[tokio::test]
+async fn a_process_whose_wall_clock_is_an_hour_ahead_and_then_behind_loses_nobody_and_is_not_lost() {
+    let Some(clock) = FalseClock::new() else { return };
+    let network = Network::new();
+    clock.jump(1);
+    let (wrong, right) = (Process::start_with(&network, "wrong", clock.variables()), Process::start(&network, "right"));
+    for process in [&wrong, &right] {
+        process.knows(2).await;
+    }
+    let known = [&wrong, &right].map(|process| process.counts.borrow().len());
+    for hours in [-1, 1] {
+        clock.jump(hours);
+        tokio::time::sleep(LIFE).await;
+    }
+    for (process, known) in [&wrong, &right].into_iter().zip(known) {
+        let counts = process.counts.borrow().clone();
+        assert!(counts[known..].iter().all(|count| *count == 2), "somebody was lost for a moment: {counts:?}");
+    }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use picom::registry::{Details, Event, Manifest};
 use support::PATIENCE;
+use support::clock::{self, FalseClock};
 use support::consul::{on_path, signal};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
 use tokio::net::TcpStream;
@@ -35,6 +36,10 @@ struct Member {
 
 impl Member {
     fn start(port: u16, name: &str) -> Self {
+        Self::start_with(port, name, [])
+    }
+
+    fn start_with<const N: usize>(port: u16, name: &str, variables: [(&str, String); N]) -> Self {
         let program = env::current_exe().expect("the test knows its own program");
         let mut command = match on_path("setpriv") {
             Some(setpriv) => {
@@ -48,6 +53,7 @@ impl Member {
             .args(["--exact", "a_process_of_its_own", "--nocapture", "--test-threads", "1"])
             .env(PORT, port.to_string())
             .env(NAME, name)
+            .envs(variables)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -189,5 +195,32 @@ async fn a_member_or_the_holder_that_stood_still_for_8_seconds_costs_nobody_else
         let lost = member.listen(Duration::from_secs(2)).await;
         assert!(lost.iter().all(|name| name == "holder"), "those behind the one that stood still were lost: {lost:?}");
         member.until("all three again", &all).await;
+    }
+}
+
+/// Run as a program of its own, to see that the wall clock of such a program is the false one.
+#[test]
+fn the_wall_clock_is_told() {
+    clock::tell_if_asked();
+}
+
+#[tokio::test]
+async fn a_member_whose_wall_clock_is_an_hour_ahead_and_then_behind_loses_nobody_and_is_not_lost() {
+    let Some(clock) = FalseClock::new() else { return };
+    let (port, all) = (free_port(), ["holder", "one", "two"]);
+    let mut holder = Member::start(port, "holder");
+    holder.until("itself", &["holder"]).await;
+    clock.jump(1);
+    let (mut one, mut two) = (Member::start_with(port, "one", clock.variables()), Member::start(port, "two"));
+    for member in [&mut holder, &mut one, &mut two] {
+        member.until("all three", &all).await;
+    }
+    for hours in [-1, 1] {
+        clock.jump(hours);
+        // Longer than the lifetime.
+        for member in [&mut one, &mut two, &mut holder] {
+            let lost = member.listen(Duration::from_millis(2500)).await;
+            assert_eq!(lost, BTreeSet::new(), "after a jump to {hours} h");
+        }
     }
 }

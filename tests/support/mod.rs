@@ -6,6 +6,8 @@
 
 #[cfg(feature = "broadcast")]
 pub(crate) mod broadcast;
+#[cfg(unix)]
+pub(crate) mod clock;
 pub(crate) mod consul;
 pub(crate) mod fake_consul;
 pub(crate) mod fault;
