@@ -29,7 +29,7 @@ impl Connection {
     /// the server then works on one half while the callers of the other take their answers, and 64 calls in flight are
     /// 700,000 calls a second rather than 500,000. The server's own answers gain nothing by that. It is the larger half of an odd number,
     /// as it is while the last caller of a half has its answer and has not called again: if the others left then, that one call
-    /// would cost a write and a read of its own, which of 256 in flight is 7 % of the calls in a second.
+    /// would cost a write and a read of its own, which of 256 in flight is 6 % of the calls in a second.
     pub(crate) fn has_plenty(&self) -> bool {
         self.outbox.is_plenty(if self.is_client() { self.open_calls().div_ceil(2) } else { PLENTY_FRAMES })
     }
