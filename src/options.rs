@@ -43,15 +43,15 @@ pub const MAX_CONNECTIONS_PER_ENDPOINT: usize = 4;
 pub const MAX_RUNNING: usize = 65_536;
 /// How a server limits the calls that it runs at once, below `max_running`, which is always the most.
 ///
-/// One call more waits for its turn, at most 100 ms and at most half of its time, and with `Adaptive` at most 5 ms while others are refused; where too
-/// many wait already, it is refused as busy at once, before its body is read, and another host gets it.
+/// One call more waits for its turn, at most 100 ms and at most half of its time; where too many wait already, and with `Adaptive` while
+/// others are refused, it is refused as busy at once, before its body is read, and another host gets it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Concurrency {
     /// No limit as long as tasks run when they are ready. When all that becomes ready within 100 ms runs more than 20 ms too late, the
     /// processors have too much to do: then fewer calls run at once, down to 2 for each thread of the runtime, so that tasks run about
-    /// 3 ms too late, for a refusal takes as long; until most calls find a place again, or that suffices for 10 s. How long calls take is not
-    /// looked at, so calls that wait for something else are not held back.
+    /// 10 ms too late, until most calls find a place again, or that suffices for 10 s; and connections are driven by threads of their own,
+    /// so that refusals are quick. How long calls take is not looked at, so calls that wait for something else are not held back.
     #[default]
     Adaptive,
     /// A limit that follows how long calls take, for a server whose handlers queue for something of which there is only so much,

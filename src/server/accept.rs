@@ -93,7 +93,7 @@ impl Shared {
             };
             let error = tokio::select! {
                 biased;
-                error = driver.run() => error,
+                error = self.io_threads.drive(driver, &self.service) => error,
                 () = greeted => return,
                 () = aged => return,
             };

@@ -19,7 +19,8 @@ use super::limit::{Gradient, INTERVAL, LATE, Lateness, Measured, START};
 use crate::options::Concurrency;
 use crate::proto::Gauge;
 
-/// How long a call waits for its turn at most, and never longer than half of its time: what is left must do for the work.
+/// How long a call waits for its turn, or for its task to begin, at most. For its turn never longer than half of its time: what is left
+/// must do for the work.
 const MAX_WAIT: Duration = Duration::from_millis(100);
 /// How long a call would wait at most while calls are being refused: then the queue is no buffer for a burst any more, only a
 /// delay for everybody. Both numbers are those of CoDel as Facebook uses it for requests ("Fail at Scale", 2015).
@@ -30,8 +31,8 @@ const STANDING: Duration = Duration::from_secs(1);
 const MAX_WAITING: usize = 1024;
 /// When a refused call may come back here, as far as there is no other host; half of it more or less at random.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// Fewest measurements that decide anything.
-const MEASUREMENTS: usize = 3;
+/// Fewest measurements that decide anything: one alone may be a moment's pause of the whole process.
+const MEASUREMENTS: usize = 2;
 /// How many calls must need a task before it is measured how late tasks run: fewer cannot make them as late as counts…
 const PROBED_FROM: usize = 8;
 /// … and how often that is then measured; half of it more or less at random, so that it does not keep step with the work.
@@ -93,6 +94,10 @@ pub(super) enum Entry {
     Full(Refused),
 }
 
+/// Since when a call waits that might have been one too many.
+#[derive(Clone, Copy)]
+pub(super) struct Doubt(Instant);
+
 /// Why a call is refused, and when it may come back.
 #[derive(Debug)]
 pub(super) struct Refused {
@@ -150,8 +155,12 @@ impl Admission {
             Concurrency::Adaptive => admission.gauge.limit.load(Ordering::Relaxed).max(PROBED_FROM),
             _ => admission.gauge.limit.load(Ordering::Relaxed),
         };
-        let longest = queue.longest_wait(now);
-        if queue.waiting.len() >= queue.room(now, longest, limit, &admission.served) {
+        let standing = queue.standing_until.is_some_and(|until| now < until);
+        // The tasks that run are a queue for the processors already.
+        let full = (standing && admission.spares_processors())
+            || queue.waiting.len()
+                >= queue.room(now, if standing { STANDING_WAIT } else { MAX_WAIT }, limit, &admission.served);
+        if full {
             queue.standing_until = Some(now + STANDING);
             return Entry::Full(Refused::new(admission.full()));
         }
@@ -160,10 +169,9 @@ impl Admission {
         admission.gauge.waiting.store(queue.waiting.len(), Ordering::SeqCst);
         // Whoever ended since there was no place may not have seen that somebody waits.
         admission.hand_on(shared, &mut queue, &mut given_back);
-        // What waits for a processor is served a little at a time. What is served many at a time, such as by a database, comes late for
-        // some of those who were let in for a short wait, which is better than not at all.
-        let longest = if admission.spares_processors() { longest } else { MAX_WAIT };
-        let wait = deadline.map_or(longest, |deadline| (deadline.saturating_duration_since(now) / 2).min(longest));
+        // What is served many at a time, such as by a database, comes late for some of those who were let in for a short wait, which is
+        // better than not at all.
+        let wait = deadline.map_or(MAX_WAIT, |deadline| (deadline.saturating_duration_since(now) / 2).min(MAX_WAIT));
         Entry::Later(receiver, now + wait)
     }
 
@@ -175,6 +183,22 @@ impl Admission {
     /// Whether it is for the sake of the processors that calls wait.
     pub(super) fn spares_processors(&self) -> bool {
         self.mode == Concurrency::Adaptive
+    }
+
+    /// Whether there is a limit because tasks were late.
+    fn is_known(&self) -> bool {
+        self.spares_processors() && self.gauge.limit.load(Ordering::Relaxed) < self.ceiling
+    }
+
+    /// For a call whose task is spawned now: it may be that too many are, and that nobody knows yet.
+    pub(super) fn doubt(&self) -> Option<Doubt> {
+        (self.spares_processors() && !self.is_known()).then(|| Doubt(Instant::now()))
+    }
+
+    /// Whether a call that has not begun yet is better off elsewhere. The tasks that are ready are a queue too, which is long by the time
+    /// that overload is noticed; as in CoDel, whoever comes to its end too late is dropped.
+    pub(super) fn was_right(&self, Doubt(since): Doubt) -> bool {
+        self.is_known() && since.elapsed() > MAX_WAIT
     }
 
     /// Why nobody is let in.
@@ -294,6 +318,7 @@ impl Admission {
             let next = limit.next(Measured { least, typical, full, most }, Instant::now());
             tracing::trace!(?least, ?typical, full, most, next, "how late tasks run");
             admission.allow(&shared, next);
+            shared.io_threads.want(next < admission.ceiling);
             if most < PROBED_FROM && next == admission.ceiling {
                 admission.probing.store(false, Ordering::Relaxed);
                 return;
@@ -303,12 +328,6 @@ impl Admission {
 }
 
 impl Queue {
-    /// How long a call may wait for its turn.
-    fn longest_wait(&self, now: Instant) -> Duration {
-        let standing = self.standing_until.is_some_and(|until| now < until);
-        if standing { STANDING_WAIT } else { MAX_WAIT }
-    }
-
     /// How many calls may wait: those whose turn comes in time.
     fn room(&mut self, now: Instant, wait: Duration, limit: usize, served: &AtomicU32) -> usize {
         let counted = now.saturating_duration_since(self.counted_from);
@@ -332,7 +351,7 @@ impl Running {
             Concurrency::Gradient => self.began = Some(Instant::now()),
             Concurrency::Adaptive if admission.gauge.running.load(Ordering::Relaxed) >= PROBED_FROM => {
                 if !admission.probing.load(Ordering::Relaxed) && !admission.probing.swap(true, Ordering::Relaxed) {
-                    tokio::spawn(Admission::probe(Arc::clone(&self.shared)));
+                    self.shared.io_threads.home().spawn(Admission::probe(Arc::clone(&self.shared)));
                 }
             }
             Concurrency::Adaptive | Concurrency::Fixed(_) | Concurrency::Unlimited => {}

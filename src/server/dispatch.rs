@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Shared;
 use super::admission::{Admission, Entry, Refused, Running};
@@ -40,6 +41,8 @@ pub(super) struct Dispatch {
     assembly: Arc<Assembly>,
     /// What the next call takes its place with: calls that are over at once use one after the other.
     running: Option<Running>,
+    /// This runs on one of the [`IoThreads`](super::io_threads::IoThreads), where no handler may.
+    apart: bool,
 }
 
 /// One of so many calls of a method is measured while it is polled in place: no divisor or multiple of the calls that fill a batch, or
@@ -78,7 +81,7 @@ impl Dispatch {
         // One message of the longest kind must always fit.
         let longest = shared.options.max_message.max(shared.router().longest_request());
         let assembly = Arc::new(Assembly::new(shared.options.max_assembly.max(longest)));
-        Self { shared, peer: None, callees: Vec::new(), assembly, running: None }
+        Self { shared, peer: None, callees: Vec::new(), assembly, running: None, apart: false }
     }
 }
 
@@ -117,6 +120,14 @@ impl Handler for Dispatch {
 
     fn hurries(&self) -> bool {
         self.shared.admission.is_full()
+    }
+
+    fn is_misplaced(&self) -> bool {
+        self.shared.io_threads.are_wanted() != self.apart
+    }
+
+    fn moved(&mut self, apart: bool) {
+        self.apart = apart;
     }
 }
 
@@ -180,25 +191,26 @@ impl Dispatch {
         let Some(running) = running else {
             if let Some((turn, until)) = turn {
                 let (shared, assembly) = (Arc::clone(&self.shared), Arc::clone(&self.assembly));
-                let future = Box::pin(wait(start, assembly, turn, until, shared));
-                spawn(
-                    link,
-                    id,
-                    Handling { context: Some(context), future, done: false, _running: None, _place: place },
-                );
+                let future: HandlerFuture = if self.apart {
+                    Box::pin(wait_apart(start, assembly, turn, until, shared))
+                } else {
+                    Box::pin(wait(start, assembly, turn, until, shared))
+                };
+                let handling = Handling { context: Some(context), future, done: false, _running: None, _place: place };
+                // Here, where nothing keeps it from giving up waiting.
+                spawn(link, id, handling);
             }
             return;
         };
-        let Some(future) = start.handler(&self.assembly) else { return };
         callee.calls = (callee.calls + 1) % SAMPLE;
-        let measured = (callee.calls == 0).then(Instant::now);
-        if measured.is_none() && callee.heavy > 0 {
-            callee.heavy -= 1;
-            let mut running = running;
-            running.goes_on();
-            let context = Some(context);
-            return spawn(link, id, Handling { context, future, done: false, _running: Some(running), _place: place });
+        let measured = (callee.calls == 0 && !self.apart).then(Instant::now);
+        if self.apart || measured.is_none() && callee.heavy > 0 {
+            callee.heavy = callee.heavy.saturating_sub(1);
+            let handling = start.task(&self.shared, Arc::clone(&self.assembly), running, place);
+            let task = self.shared.io_threads.home().spawn(handling);
+            return link.keep_task(id, task.abort_handle());
         }
+        let Some(future) = start.handler(&self.assembly) else { return };
         (callee.spare, self.running) = run(link, id, context, future, running, place);
         if let Some(began) = measured {
             let took = began.elapsed();
@@ -244,6 +256,22 @@ struct Start {
 }
 
 impl Start {
+    /// What is to be spawned where handlers may run; to look at the arguments is part of it.
+    fn task(self, shared: &Arc<Shared>, assembly: Arc<Assembly>, running: Running, place: Option<Inside>) -> Handling {
+        let (context, doubt) = (self.context.clone(), shared.admission.doubt());
+        let shared = Arc::clone(shared);
+        let future = Box::pin(async move {
+            if doubt.is_some_and(|doubt| shared.admission.was_right(doubt)) {
+                return refuse(&self.link, self.id, Refusal::Busy, &Refused::new(shared.admission.full()));
+            }
+            drop(shared);
+            if let Some(handler) = self.handler(&assembly) {
+                handler.await;
+            }
+        });
+        Handling::begin(Some(context), future, running, place)
+    }
+
     /// What is to be polled; `None` if the caller was told why there is nothing.
     fn handler(self, assembly: &Arc<Assembly>) -> Option<HandlerFuture> {
         let Self { link, id, context, service, method, limit, whole } = self;
@@ -285,6 +313,22 @@ async fn wait(
         handler.await;
     }
     drop(running);
+}
+
+/// The same on a thread where no handler may run: only the waiting is done here. Whoever ends this ends the handler.
+async fn wait_apart(
+    start: Start,
+    assembly: Arc<Assembly>,
+    turn: oneshot::Receiver<Running>,
+    until: Instant,
+    shared: Arc<Shared>,
+) {
+    let Ok(Ok(running)) = tokio::time::timeout_at(until, turn).await else {
+        return refuse(&start.link, start.id, Refusal::Busy, &Refused::new(shared.admission.full()));
+    };
+    let handling = start.task(&shared, assembly, running, None);
+    // It reports panics itself.
+    let _ = AbortOnDropHandle::new(shared.io_threads.home().spawn(handling)).await;
 }
 
 /// Lets this thread look at the sockets, where calls wait to be refused, and those who read them go first. A turn comes from a call
@@ -358,7 +402,7 @@ fn run(
     id: StreamId,
     context: Context,
     mut future: HandlerFuture,
-    mut running: Running,
+    running: Running,
     place: Option<Inside>,
 ) -> (Option<Context>, Option<Running>) {
     let mut context = Some(context);
@@ -371,8 +415,7 @@ fn run(
         }
         Poll::Pending => {
             // A task polls it again at once with a waker of its own, so nothing that happens in between is missed.
-            running.goes_on();
-            spawn(link, id, Handling { context, future, done: false, _running: Some(running), _place: place });
+            spawn(link, id, Handling::begin(context, future, running, place));
             (None, None)
         }
     }
@@ -414,6 +457,13 @@ struct Handling {
     _running: Option<Running>,
     /// Its place among the calls of its method.
     _place: Option<Inside>,
+}
+
+impl Handling {
+    fn begin(context: Option<Context>, future: HandlerFuture, mut running: Running, place: Option<Inside>) -> Self {
+        running.goes_on();
+        Self { context, future, done: false, _running: Some(running), _place: place }
+    }
 }
 
 impl Future for Handling {

@@ -25,7 +25,7 @@ use crate::service::Service;
 use crate::status::Status;
 use crate::transport::driver::{Handler, Happened, NoCalls, connection};
 use crate::transport::link::{Link, Phase};
-use crate::transport::{Io, WriteHalf, memory};
+use crate::transport::{Io, ReadHalf, WriteHalf, memory};
 use crate::wire::frame::put_frame;
 use crate::wire::{Flags, Hello, Kind, PREFACE, StreamId};
 
@@ -49,7 +49,9 @@ struct Will {
     writes: AtomicUsize,
 }
 
-struct Reading(Box<dyn AsyncRead + Send + Unpin>, Arc<Will>);
+struct Reading(Box<dyn ReadHalf>, Arc<Will>);
+
+impl ReadHalf for Reading {}
 
 impl AsyncRead for Reading {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

@@ -22,9 +22,8 @@ pub(super) const INTERVAL: Duration = Duration::from_millis(100);
 /// WeChat's DAGOR decides so. A timer is exact to 1 ms, a worker of tokio looks at sockets at least every 61 tasks, and a machine that has
 /// other things to do gives the processor back within some milliseconds.
 pub(super) const LATE: Duration = Duration::from_millis(20);
-/// How late they typically run at most once that is known. Whoever refuses is a task too and waits as long, so this is little: CoDel
-/// (RFC 8289, 4.3) takes 5 ms for a whole queue, and a refusal has the way to the caller and back before it too.
-const AIM: Duration = Duration::from_millis(3);
+/// How late they typically run at most once that is known: half of that. Less leaves a processor idle where calls also wait for other things.
+const AIM: Duration = Duration::from_millis(10);
 /// For how long overload is known after it was seen last.
 const REMEMBERED: Duration = Duration::from_secs(10);
 /// For so many intervals as few calls run as may be before the lateness that is left counts as that of others: fewer would not help, and
@@ -348,7 +347,7 @@ mod tests {
 
     #[test]
     fn tasks_that_are_a_little_late_hold_nobody_back_unless_most_find_the_server_full() {
-        let little = AIM * 3;
+        let little = (AIM + LATE) / 2;
         let mut now = Instant::now();
         let mut limit = Lateness::new(1, CEILING);
         for _ in 0..100 {

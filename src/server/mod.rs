@@ -12,6 +12,7 @@ mod dispatch;
 mod incoming;
 #[cfg(test)]
 mod io_tests;
+mod io_threads;
 mod limit;
 mod router;
 
@@ -21,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -34,6 +36,7 @@ use crate::status::Status;
 use crate::transport::{Listener, memory};
 use admission::Admission;
 use connections::Connections;
+use io_threads::IoThreads;
 use router::Router;
 
 /// How long connections that had to be cut may take to close, when the limit on draining has passed already.
@@ -56,6 +59,7 @@ pub(crate) struct Shared {
     router: RwLock<Arc<Router>>,
     connections: Connections,
     admission: Admission,
+    io_threads: IoThreads,
     draining: AtomicBool,
     stop_accepting: CancellationToken,
     tasks: TaskTracker,
@@ -80,6 +84,8 @@ impl Server {
             router: RwLock::default(),
             connections: Connections::new(&options),
             admission: Admission::new(options.concurrency, options.max_running),
+            // What is within this process needs no thread to be read.
+            io_threads: IoThreads::new(Handle::current(), !options.in_memory),
             options,
             draining: AtomicBool::new(false),
             stop_accepting: CancellationToken::new(),

@@ -12,13 +12,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio::io::AsyncRead;
 use tokio::time::{Instant, Sleep};
 use tokio_util::io::poll_read_buf;
 
 use super::link::{Flush, Link, Phase};
 use super::state::{News, State};
-use super::{Io, buffers};
+use super::{Io, ReadHalf, buffers};
 use crate::proto::{Config, Connection, Error, Event, Load};
 use crate::wire::{HEADER, Header, MAX_PAYLOAD};
 
@@ -60,6 +59,12 @@ pub(crate) trait Handler: Send + 'static {
     fn hurries(&self) -> bool {
         false
     }
+    /// Whether the connection should be driven elsewhere.
+    fn is_misplaced(&self) -> bool {
+        false
+    }
+    /// It is driven by threads that do nothing else from now on, or no longer.
+    fn moved(&mut self, _apart: bool) {}
     /// Something was read. Once for all that is read together.
     fn read(&mut self, _link: &Arc<Link>, _now: std::time::Instant) {}
 }
@@ -80,7 +85,7 @@ impl Handler for NoCalls {
 /// The task of one connection; [`Driver::run`] ends when the connection does. Dropping it ends the connection too.
 pub(crate) struct Driver<H: Handler> {
     link: Arc<Link>,
-    read: Box<dyn AsyncRead + Send + Unpin>,
+    read: Box<dyn ReadHalf>,
     buffer: BytesMut,
     read_size: usize,
     small_reads: u32,
@@ -129,16 +134,38 @@ pub(crate) fn connection<H: Handler>(
 impl<H: Handler> Driver<H> {
     /// Drives the connection to its end and says why it ended.
     pub(crate) async fn run(mut self) -> Arc<Error> {
-        let error = Arc::new(std::future::poll_fn(|cx| self.poll(cx)).await);
+        loop {
+            if let Some(error) = self.drive().await {
+                return error;
+            }
+        }
+    }
+
+    /// Drives the connection to its end and says why it ended; or as long as this is where its handler wants to be.
+    pub(crate) async fn drive(&mut self) -> Option<Arc<Error>> {
+        let error = Arc::new(std::future::poll_fn(|cx| self.poll(cx)).await?);
         self.link.lost(&error);
         self.link.shutdown();
         if !matches!(*error, Error::Io { .. }) {
             self.linger().await;
         }
-        error
+        Some(error)
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+    /// From here on the runtime of whoever calls this drives it: one whose threads do nothing else, or the first one again.
+    pub(crate) fn moved(&mut self, apart: bool) {
+        if apart {
+            self.read.leave_home();
+        } else {
+            self.read.come_home();
+        }
+        // The old one would be late where the old runtime is.
+        self.timer = Box::pin(tokio::time::sleep(Duration::ZERO));
+        self.link.lock().armed = None;
+        self.handler.moved(apart);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Error>> {
         {
             let mut state = self.link.lock();
             state.awake = true;
@@ -155,10 +182,13 @@ impl<H: Handler> Driver<H> {
             }
         }
         self.yielded = false;
+        if self.handler.is_misplaced() {
+            return Poll::Ready(None);
+        }
         for _ in 0..TURNS_PER_WAKE {
             let progress = match self.poll_turn(cx) {
                 Ok(progress) => progress,
-                Err(error) => return Poll::Ready(self.last_words(error)),
+                Err(error) => return Poll::Ready(Some(self.last_words(error))),
             };
             if !progress && self.try_sleep(cx) {
                 return Poll::Pending;

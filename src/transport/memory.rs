@@ -14,7 +14,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::sync::mpsc;
 
-use super::{Io, WriteHalf};
+use super::{Io, ReadHalf, WriteHalf};
 
 /// Bytes that one direction holds before writers have to wait, about what a loopback socket holds.
 const CAPACITY: usize = 256 << 10;
@@ -119,6 +119,8 @@ fn close(pipe: &Mutex<Pipe>) {
 }
 
 struct Reader(Arc<Mutex<Pipe>>);
+
+impl ReadHalf for Reader {}
 
 impl AsyncRead for Reader {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

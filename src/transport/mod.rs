@@ -28,9 +28,17 @@ pub(crate) trait WriteHalf: Send + Sync + 'static {
     fn shutdown(&self);
 }
 
+/// The receiving side of a byte stream.
+pub(crate) trait ReadHalf: AsyncRead + Send + Unpin {
+    /// From now on the runtime of whoever calls this says when there is something to read, instead of the one it was made in.
+    fn leave_home(&mut self) {}
+    /// The runtime that it was made in says so again.
+    fn come_home(&mut self) {}
+}
+
 /// A byte stream to a peer, in two halves.
 pub(crate) struct Io {
-    pub(crate) read: Box<dyn AsyncRead + Send + Unpin>,
+    pub(crate) read: Box<dyn ReadHalf>,
     pub(crate) write: Box<dyn WriteHalf>,
 }
 

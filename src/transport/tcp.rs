@@ -4,13 +4,16 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::{Io, WriteHalf};
+use super::{Io, ReadHalf, WriteHalf};
 
 /// How long the kernel keeps unacknowledged bytes before it gives a connection up. The protocol's own keepalive notices a
 /// silent peer within 6 seconds of a call; this is the net below it, for bytes that are stuck in the kernel.
@@ -32,7 +35,70 @@ pub(crate) fn split(stream: TcpStream) -> Io {
         tracing::debug!(%error, "TCP_USER_TIMEOUT was refused");
     }
     let (read, write) = stream.into_split();
-    Io { read: Box::new(read), write: Box::new(write) }
+    Io { read: Box::new(Reader { half: read, away: None }), write: Box::new(write) }
+}
+
+struct Reader {
+    half: OwnedReadHalf,
+    away: Option<Away>,
+}
+
+/// Most sockets of a process that are open twice at a time: each is a file of its own, and many a process may have no more than 1,024.
+const MOST_AWAY: usize = 256;
+/// How many are.
+static AWAY: AtomicUsize = AtomicUsize::new(0);
+
+/// A socket once more, where another runtime waits for it.
+struct Away {
+    socket: TcpStream,
+    _place: Place,
+}
+
+/// Counted among [`AWAY`] as long as it lives.
+struct Place;
+
+impl Place {
+    fn take() -> Option<Self> {
+        let place = Self;
+        (AWAY.fetch_add(1, Ordering::Relaxed) < MOST_AWAY).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        AWAY.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Away {
+    fn new(half: &OwnedReadHalf) -> io::Result<Self> {
+        let place = Place::take().ok_or_else(|| io::Error::other("as many sockets as may be are open twice"))?;
+        let socket = socket2::SockRef::from(half.as_ref()).try_clone()?;
+        Ok(Self { socket: TcpStream::from_std(socket.into())?, _place: place })
+    }
+}
+
+impl AsyncRead for Reader {
+    #[inline]
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.away {
+            None => Pin::new(&mut self.half).poll_read(cx, buf),
+            Some(away) => Pin::new(&mut away.socket).poll_read(cx, buf),
+        }
+    }
+}
+
+impl ReadHalf for Reader {
+    fn leave_home(&mut self) {
+        // Where that fails the runtime that it was made in goes on waiting for it, which is only slower.
+        self.away = Away::new(&self.half)
+            .inspect_err(|error| tracing::debug!(%error, "a connection is driven apart, but not waited for there"))
+            .ok();
+    }
+
+    fn come_home(&mut self) {
+        self.away = None;
+    }
 }
 
 impl WriteHalf for OwnedWriteHalf {
