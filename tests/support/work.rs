@@ -44,8 +44,9 @@ pub(crate) trait Work {
     #[rpc(idempotent)]
     async fn ail(&self, sick: u32, id: u64) -> Result<u32, Status>;
     /// Needs a processor for so long, in so many steps, each of which lets others go first, and then waits.
+    /// Tells for how many nanoseconds it had the processor.
     #[rpc(idempotent)]
-    async fn burn(&self, id: u64, microseconds: u64, steps: u64, wait_milliseconds: u64) -> u32;
+    async fn burn(&self, id: u64, microseconds: u64, steps: u64, wait_milliseconds: u64) -> u64;
 }
 
 /// How many calls of `toil` a process can serve at once.
@@ -126,19 +127,27 @@ impl Work for Worker {
         Ok(std::process::id())
     }
 
-    async fn burn(&self, id: u64, microseconds: u64, steps: u64, wait_milliseconds: u64) -> u32 {
+    async fn burn(&self, id: u64, microseconds: u64, steps: u64, wait_milliseconds: u64) -> u64 {
         self.ran(id);
+        let mut took = Duration::ZERO;
         for step in 0..steps {
             if step > 0 {
                 tokio::task::yield_now().await;
             }
+            let before = processor_time();
             spin(microseconds * *ROUNDS / steps);
+            took += processor_time() - before;
         }
         if wait_milliseconds > 0 {
             sleep(Duration::from_millis(wait_milliseconds)).await;
         }
-        std::process::id()
+        u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)
     }
+}
+
+/// For how long this thread has had a processor.
+fn processor_time() -> Duration {
+    nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID.now().expect("Linux says how long a thread has run").into()
 }
 
 /// How many rounds of [`spin`] a processor does in a microsecond, which others can only make seem fewer: so that a call is as
