@@ -70,7 +70,7 @@ impl Shared {
     /// Serves one connection until it ends.
     pub(super) fn serve(self: Arc<Self>, io: Io, peer: Option<SocketAddr>) {
         let (link, driver) = driver::connection(io, peer, self.config(), Dispatch::new(Arc::clone(&self)));
-        let place = Place::take(&self, &link);
+        let (driver, place) = (Box::new(driver), Place::take(&self, &link));
         let tasks = self.tasks.clone();
         tasks.spawn(async move {
             let mut phase = link.phase();

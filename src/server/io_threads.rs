@@ -88,8 +88,9 @@ impl IoThreads {
         Some(&threads.get(turn)?.runtime)
     }
 
-    /// Drives a connection to its end, there or here, wherever its handler wants to be.
-    pub(super) async fn drive<H: Handler>(&self, mut driver: Driver<H>, service: &str) -> Arc<Error> {
+    /// Drives a connection to its end, there or here, wherever its handler wants to be. Boxed, because what is moved between tasks has a
+    /// place in the future for each move.
+    pub(super) async fn drive<H: Handler>(&self, mut driver: Box<Driver<H>>, service: &str) -> Arc<Error> {
         loop {
             if let Some(error) = driver.drive().await {
                 return error;
@@ -104,8 +105,7 @@ impl IoThreads {
                 let error = driver.drive().await;
                 (driver, error)
             };
-            // Boxed, for it is seldom needed.
-            match Box::pin(AbortOnDropHandle::new(there.spawn(away))).await {
+            match AbortOnDropHandle::new(there.spawn(away)).await {
                 Ok((_, Some(error))) => return error,
                 Ok((same, None)) => driver = same,
                 Err(end) if end.is_panic() => resume_unwind(end.into_panic()),

@@ -40,7 +40,8 @@ pub(crate) fn split(stream: TcpStream) -> Io {
 
 struct Reader {
     half: OwnedReadHalf,
-    away: Option<Away>,
+    /// Seldom there, and a connection shall be small.
+    away: Option<Box<Away>>,
 }
 
 /// Most sockets of a process that are open twice at a time: each is a file of its own, and many a process may have no more than 1,024.
@@ -92,6 +93,7 @@ impl ReadHalf for Reader {
     fn leave_home(&mut self) {
         // Where that fails the runtime that it was made in goes on waiting for it, which is only slower.
         self.away = Away::new(&self.half)
+            .map(Box::new)
             .inspect_err(|error| tracing::debug!(%error, "a connection is driven apart, but not waited for there"))
             .ok();
     }
