@@ -12,86 +12,18 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use picom::balance::{Circuit, EndpointState};
-use picom::registry::{Fixed, Instance, Memory, Registry};
-use picom::{Builder, Code, Context, Methods, Picom, Status, args};
-use serde::ser::{Serialize, SerializeMap, Serializer};
-use support::nodes::{Pair, SERVICE, pair_with};
+use picom::registry::{Instance, Memory, Registry};
+use picom::{Builder, Code, Picom, Status, args};
+use support::held::{Scene, client};
+use support::nodes::SERVICE;
 use support::peer::{CALL, DRAIN, Hello, Scripted, frame, idle};
-use support::proxy::Proxy;
 use support::{eventually, instance};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 /// Open calls that a connection may have, unless a test says otherwise: the default.
 const CALLS: usize = 1_024;
-
-/// A server whose calls of `hold` end when they may, behind a proxy that counts connections.
-struct Scene {
-    pair: Pair,
-    proxy: Proxy,
-    client: Picom,
-    running: Arc<AtomicUsize>,
-    /// The most that ran at once.
-    most: Arc<AtomicUsize>,
-    may_end: Arc<Semaphore>,
-}
-
-impl Scene {
-    async fn new(server: impl FnOnce(Builder) -> Builder, client: impl FnOnce(Builder) -> Builder) -> Self {
-        let (running, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
-        let may_end = Arc::new(Semaphore::new(0));
-        let (now, peak, wait) = (Arc::clone(&running), Arc::clone(&most), Arc::clone(&may_end));
-        let methods = Methods::new()
-            .unary("hold", move |_cx: Context, (): ()| {
-                let (now, peak, wait) = (Arc::clone(&now), Arc::clone(&peak), Arc::clone(&wait));
-                async move {
-                    peak.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                    wait.acquire().await.map_err(|_| Status::internal("gone"))?.forget();
-                    now.fetch_sub(1, Ordering::SeqCst);
-                    Ok::<_, Status>(7u64)
-                }
-            })
-            .unary("quick", |_cx: Context, (): ()| async move { Ok::<_, Status>(7u64) });
-        let pair = pair_with(methods, server, |client| client).await;
-        let proxy = Proxy::start(pair.exposed.local_addr()).await;
-        let client = self::client(client, &[proxy.addr.to_string()]);
-        Self { pair, proxy, client, running, most, may_end }
-    }
-
-    /// So many calls at once, each from a task of its own.
-    fn hold(&self, calls: usize) -> JoinSet<Result<u64, Status>> {
-        (0..calls).map(|_| self.client.fetch::<u64>(SERVICE, "hold", ()).retries(0).into_future()).collect()
-    }
-
-    fn running(&self) -> usize {
-        self.running.load(Ordering::SeqCst)
-    }
-
-    async fn until_running(&self, calls: usize) {
-        eventually(&format!("{calls} calls run"), async || self.running() == calls).await;
-    }
-
-    /// Lets all of these end, well.
-    async fn finish(&self, calls: JoinSet<Result<u64, Status>>) {
-        self.may_end.add_permits(calls.len());
-        for result in calls.join_all().await {
-            assert_eq!(result.expect("a call that has or gets a place succeeds"), 7);
-        }
-    }
-
-    async fn quick(&self) {
-        assert_eq!(self.client.fetch::<u64>(SERVICE, "quick", ()).await.unwrap(), 7);
-    }
-
-    fn state(&self) -> EndpointState {
-        self.client.channel(SERVICE).endpoints().pop().expect("there is one")
-    }
-}
-
-fn client(options: impl FnOnce(Builder) -> Builder, addrs: &[String]) -> Picom {
-    options(Picom::builder("caller").registry(Fixed::new([(SERVICE, addrs)]))).build().unwrap()
-}
 
 #[tokio::test]
 async fn one_call_too_many_gets_one_more_connection_and_waits_where_there_may_be_but_one() {
@@ -141,57 +73,29 @@ async fn ordinary_load_stays_on_one_connection() {
     assert_eq!((scene.proxy.connections(), scene.state().connections), (1, 1));
 }
 
-/// No arguments, which take their time to be written. The connection is locked meanwhile, so that threads find it so on any machine.
-struct Slow;
-
-impl Serialize for Slow {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        std::thread::sleep(Duration::from_micros(20));
-        serializer.serialize_map(Some(0))?.end()
-    }
-}
-
-/// Sixteen callers that keep their threads busy, half of the time with the connection, until `enough`.
-async fn crowd(scene: &Scene, enough: impl AsyncFnOnce()) {
-    let mut callers = JoinSet::new();
-    for _ in 0..16 {
-        let client = scene.client.clone();
-        callers.spawn(async move {
-            loop {
-                std::thread::sleep(Duration::from_micros(20));
-                assert_eq!(client.fetch::<u64>(SERVICE, "quick", Slow).await.expect("every call succeeds"), 7);
-            }
-        });
-    }
-    enough().await;
-    callers.abort_all();
-    while let Some(ended) = callers.join_next().await {
-        assert!(ended.is_err_and(|error| error.is_cancelled()), "no call failed");
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn threads_that_wait_for_each_other_get_a_connection_each() {
     let scene = Scene::new(|server| server, |client| client).await;
-    crowd(&scene, async || {
-        eventually("there is one more", async || scene.state().connections == 2).await;
-        sleep(Duration::from_secs(3)).await;
-    })
-    .await;
+    scene
+        .crowd(async || {
+            eventually("there is one more", async || scene.state().connections == 2).await;
+            sleep(Duration::from_secs(3)).await;
+        })
+        .await;
     assert_eq!(scene.proxy.connections(), 2, "no more than threads");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn threads_that_wait_for_each_other_share_a_connection_where_there_may_be_but_one() {
     let scene = Scene::new(|server| server, |client| client.max_connections_per_endpoint(1)).await;
-    crowd(&scene, async || sleep(Duration::from_secs(3)).await).await;
+    scene.crowd(async || sleep(Duration::from_secs(3)).await).await;
     assert_eq!(scene.proxy.connections(), 1);
 }
 
 #[tokio::test]
 async fn one_thread_waits_for_nobody_and_has_one_connection() {
     let scene = Scene::new(|server| server, |client| client).await;
-    crowd(&scene, async || sleep(Duration::from_secs(3)).await).await;
+    scene.crowd(async || sleep(Duration::from_secs(3)).await).await;
     assert_eq!(scene.proxy.connections(), 1);
 }
 

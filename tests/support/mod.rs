@@ -11,6 +11,7 @@ pub(crate) mod clock;
 pub(crate) mod consul;
 pub(crate) mod fake_consul;
 pub(crate) mod fault;
+pub(crate) mod held;
 #[cfg(unix)]
 pub(crate) mod hosts;
 #[cfg(all(feature = "consul", feature = "macros"))]

@@ -47,8 +47,25 @@ pub(crate) struct Proxy {
 #[derive(Default)]
 struct Counts {
     connections: AtomicUsize,
+    open: AtomicUsize,
     to_target: AtomicU64,
     from_target: AtomicU64,
+}
+
+/// A connection, for as long as it is there.
+struct Open(Arc<Counts>);
+
+impl Open {
+    fn new(counts: &Arc<Counts>) -> Self {
+        counts.open.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(counts))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Proxy {
@@ -73,8 +90,9 @@ impl Proxy {
                 let ((client_read, client_write), (server_read, server_write)) =
                     (client.into_split(), server.into_split());
                 let (there, back) = (seeds.fork(), seeds.fork());
-                tokio::spawn(pump(client_read, server_write, for_task.subscribe(), Arc::clone(&counted), true, there));
-                tokio::spawn(pump(server_read, client_write, for_task.subscribe(), Arc::clone(&counted), false, back));
+                let open = Arc::new(Open::new(&counted));
+                tokio::spawn(pump(client_read, server_write, for_task.subscribe(), Arc::clone(&open), true, there));
+                tokio::spawn(pump(server_read, client_write, for_task.subscribe(), open, false, back));
             }
         });
         Self { addr, mode, counts, task }
@@ -98,6 +116,11 @@ impl Proxy {
     /// How many connections there have been.
     pub(crate) fn connections(&self) -> usize {
         self.counts.connections.load(Ordering::SeqCst)
+    }
+
+    /// How many connections there are.
+    pub(crate) fn open(&self) -> usize {
+        self.counts.open.load(Ordering::SeqCst)
     }
 
     /// How many bytes went to the target and back.
@@ -128,7 +151,7 @@ async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut mode: watch::Receiver<Mode>,
-    counts: Arc<Counts>,
+    open: Arc<Open>,
     to_target: bool,
     mut random: fastrand::Rng,
 ) {
@@ -173,7 +196,7 @@ async fn pump(
                 return;
             }
         };
-        let count = if to_target { &counts.to_target } else { &counts.from_target };
+        let count = if to_target { &open.0.to_target } else { &open.0.from_target };
         count.fetch_add(n as u64, Ordering::SeqCst);
         if let Mode::Delay(longest) = now {
             sleep(longest.mul_f64(random.f64())).await;
