@@ -74,9 +74,10 @@ pub(super) type Outcome = Result<Arc<Link>, Arc<Error>>;
 impl State {
     /// The connection that calls take, if there is one that takes calls.
     fn usable(&mut self) -> Option<&Arc<Link>> {
+        let is_usable = |link: &Arc<Link>| link.is_usable();
         if !self.more.is_empty() {
-            self.more.retain(|link| link.is_usable());
-            if !self.link.as_ref().is_some_and(|link| link.is_usable()) && !self.more.is_empty() {
+            self.more.retain(is_usable);
+            if !self.link.as_ref().is_some_and(is_usable) && !self.more.is_empty() {
                 self.link = Some(self.more.swap_remove(0));
                 self.is_lost = false;
             }
@@ -169,9 +170,8 @@ impl Target {
         if there > spread {
             return state.spread_over(spread + 1);
         }
-        drop(state);
         // If it is too soon for that, there will be another reason to ask.
-        let _ = self.grow(identity);
+        let _ = self.grow(state, identity);
     }
 
     /// A connection has few calls. If all of them together have had few since one last said so, one is enough; those that nobody uses
@@ -201,18 +201,13 @@ impl Target {
         tokio::pin!(concluded);
         // Before looking, or what comes in between would be missed.
         concluded.as_mut().enable();
-        let (links, has_left) = {
-            let mut state = self.lock();
-            (state.all(), state.has_left)
-        };
+        let links = self.lock().all();
         if links.is_empty() {
             return;
         }
         // Where it is the peer that takes nothing, one more connection would only hold more for it.
-        let may_grow = !has_left
-            && links.len() < identity.options.max_connections_per_endpoint
-            && links.iter().all(|link| link.is_at_limit());
-        let again = if may_grow { self.grow(identity) } else { None };
+        let is_full = links.iter().all(|link| link.is_at_limit());
+        let again = if is_full { self.grow(self.lock(), identity) } else { None };
         let free = select_all(links.iter().map(|link| Box::pin(link.slot_free())));
         tokio::select! {
             () = concluded => {}
@@ -256,9 +251,12 @@ impl Target {
         Err(self.dialled(state, identity))
     }
 
-    /// Begins to make one more connection, or says when it is time for that.
-    fn grow(self: &Arc<Self>, identity: &Arc<Identity>) -> Option<Instant> {
-        let state = self.lock();
+    /// Begins to make one more connection if there may be one, or says when it is time for that.
+    fn grow(self: &Arc<Self>, mut state: MutexGuard<'_, State>, identity: &Arc<Identity>) -> Option<Instant> {
+        // Under the same lock, or one that came a moment ago would not be counted.
+        if state.has_left || state.all().len() >= identity.options.max_connections_per_endpoint {
+            return None;
+        }
         if let Some(after) = state.grows_after.filter(|after| *after > Instant::now()) {
             return Some(after);
         }
