@@ -82,6 +82,8 @@ impl State {
                 self.is_lost = false;
             }
         }
+        // Those that come after them are not among those that calls find.
+        self.spread = self.spread.min(self.more.len() + 1);
         self.link.as_ref().filter(|link| link.is_usable())
     }
 
