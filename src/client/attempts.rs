@@ -311,7 +311,7 @@ impl<A: Arguments> Attempts<A> {
                 OpenError::Draining | OpenError::Closed => {
                     let status = Status::unavailable("the connection closed before the call left");
                     let status = status.with_execution(Execution::Never);
-                    let failing = Failing::unsent(&ticket, Class::NeverSent, status);
+                    let failing = Failing::unsent(&ticket, Class::NotTaken, status);
                     drop(ticket);
                     self.go_on(failing).await?;
                     return Ok(None);
@@ -423,7 +423,7 @@ impl<A: Arguments> Attempts<A> {
                 return Err(None);
             }
         }
-        if !self.pool.budget.retry(Instant::now()) {
+        if class.is_load() && !self.pool.budget.retry(Instant::now()) {
             return Err(Some("the retry budget of the service is used up"));
         }
         Ok(delay)

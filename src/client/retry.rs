@@ -6,7 +6,8 @@
 //! | class | what happened | tried again | first pause |
 //! | --- | --- | --- | --- |
 //! | R0, never sent | no connection came about, or it was lost while the call was still in this process's buffer | any call | none |
-//! | R1, not processed | the server refused it as busy or leaving, or said with DRAIN that it had not accepted it | any call | none, or as the server says if nobody else can be asked |
+//! | R1, not processed | the server refused it as busy or leaving | any call | none, or as the server says if nobody else can be asked |
+//! | R1, not taken | the server said with DRAIN that it had not accepted it, or the connection was left or over before the call was on it | any call, without a budget | none |
 //! | R2, may have run | sent, and no byte of an answer came before the connection was lost or the attempt's own time was up | if idempotent | below 25 ms |
 //! | R3, final | a byte of an answer had come; any other failure that the handler or the server answered with; the deadline | never | |
 //! | R4, retryable | the handler failed, no byte of an answer came, and it says that the call may be tried again | any call | below 25 ms, or as the handler says |
@@ -33,6 +34,8 @@ pub(super) enum Class {
     WrongPeer,
     /// R1. The server says that it did not process it: any call may be tried again.
     NotProcessed,
+    /// R1 too, and nobody had any work with it: the connection was being left, or had ended, before it took the call.
+    NotTaken,
     /// R2. Sent, and no byte of an answer came: only an idempotent call may be tried again.
     MaybeRan,
     /// R3. An answer had begun, or the outcome is final: never tried again.
@@ -45,7 +48,8 @@ impl Class {
     /// The class of a stream's failure.
     pub(super) fn of(failure: &Failure) -> Self {
         match failure {
-            Failure::Refused { .. } | Failure::NotAccepted => Self::NotProcessed,
+            Failure::Refused { .. } => Self::NotProcessed,
+            Failure::NotAccepted => Self::NotTaken,
             Failure::Lost { sent: false, .. } => Self::NeverSent,
             Failure::Lost { sent: true, answered: false, .. } => Self::MaybeRan,
             Failure::Status { status, answered: false } if status.retryable => Self::Retryable,
@@ -70,7 +74,7 @@ impl Class {
     /// Whether a call may be tried again after it, at best at an endpoint that it has not tried if there is one `elsewhere`.
     pub(super) fn allows(self, idempotent: bool, elsewhere: bool) -> bool {
         match self {
-            Self::NeverSent | Self::NotProcessed | Self::Retryable => true,
+            Self::NeverSent | Self::NotProcessed | Self::NotTaken | Self::Retryable => true,
             Self::WrongPeer => elsewhere,
             Self::MaybeRan => idempotent,
             Self::Final => false,
@@ -79,7 +83,13 @@ impl Class {
 
     /// Whether the handler provably never ran.
     pub(super) fn never_ran(self) -> bool {
-        matches!(self, Self::NeverSent | Self::WrongPeer | Self::NotProcessed)
+        matches!(self, Self::NeverSent | Self::WrongPeer | Self::NotProcessed | Self::NotTaken)
+    }
+
+    /// Whether trying again adds to what the service has to do. Where it does not, all calls that a connection had may be tried again at
+    /// once: the budget is for services that fail, not for those that end a connection in good order.
+    pub(super) fn is_load(self) -> bool {
+        self != Self::NotTaken
     }
 }
 
@@ -230,7 +240,7 @@ mod tests {
             (refused(Refusal::Busy), Class::NotProcessed, any),
             (refused(Refusal::MethodBusy), Class::NotProcessed, any),
             (refused(Refusal::Draining), Class::NotProcessed, any),
-            (Failure::NotAccepted, Class::NotProcessed, any),
+            (Failure::NotAccepted, Class::NotTaken, any),
             (lost(true, false), Class::MaybeRan, idempotent),
             (lost(true, true), Class::Final, none),
             (Failure::Truncated, Class::Final, none),
