@@ -230,13 +230,14 @@ impl Builder {
         self
     }
 
-    /// Most connections that this server accepts; the default is 10,000.
+    /// Most connections that this server accepts; the default is 10,000. Those that it asked to leave for their
+    /// [age](Self::max_connection_age) leave their places to others, up to as many again.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.options.max_connections = connections;
         self
     }
 
-    /// Most connections that this server accepts from one address; the default is 1,000.
+    /// Most connections that this server accepts from one address; the default is 1,000. The same holds for their age.
     pub fn max_connections_per_peer(mut self, connections: usize) -> Self {
         self.options.max_connections_per_peer = connections;
         self

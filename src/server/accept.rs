@@ -83,9 +83,10 @@ impl Shared {
             let aged: BoxFuture<'_, ()> = match self.options.max_connection_age {
                 None => Box::pin(std::future::pending()),
                 Some(age) => {
-                    let (sleep, link) = (tokio::time::sleep(spread(age)), &link);
+                    let (sleep, link, place) = (tokio::time::sleep(spread(age)), &link, &place);
                     Box::pin(async move {
                         sleep.await;
+                        place.left();
                         link.drain();
                         std::future::pending().await
                     })
