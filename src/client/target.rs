@@ -359,6 +359,8 @@ impl Drop for Target {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
     use super::*;
     use crate::balance::Fleet;
     use crate::options::Options;
@@ -368,19 +370,28 @@ mod tests {
 
     /// A target whose server accepts every connection, and who calls it with at most so many.
     fn target(most: usize) -> (Arc<Target>, Arc<Identity>) {
+        let (target, identity, _) = served(most);
+        (target, identity)
+    }
+
+    /// The same with the server's ends of its connections.
+    fn served(most: usize) -> (Arc<Target>, Arc<Identity>, UnboundedReceiver<Arc<Link>>) {
         let mut listener = memory::Listener::bind(0).unwrap();
         let endpoint = Arc::new(Endpoint::new(listener.addr()));
+        let (served, ends) = unbounded_channel();
         tokio::spawn(async move {
             while let Ok(io) = listener.accept().await {
                 let config = Config { service: "service1".to_owned(), ..Config::new(Side::Server) };
-                tokio::spawn(connection(io, None, Arc::new(config), NoCalls).1.run());
+                let (link, driver) = connection(io, None, Arc::new(config), NoCalls);
+                let _ = served.send(link);
+                tokio::spawn(driver.run());
             }
         });
         let fleet = Arc::new(Fleet::new("service1".into(), Instant::now().into_std()));
         let member = Arc::new(Member::new(endpoint.addr, fleet));
         let options = Options { max_connections_per_endpoint: most, ..Options::default() };
         let identity = Identity::new("service1".into(), "caller".into(), 1, options);
-        (Arc::new(Target::new(endpoint, member)), Arc::new(identity))
+        (Arc::new(Target::new(endpoint, member)), Arc::new(identity), ends)
     }
 
     /// In time that passes only while everybody waits: a connection that is to be made has been made after a second.
@@ -418,6 +429,30 @@ mod tests {
             [(); 8].map(|()| scope.spawn(|| Arc::ptr_eq(gathered.usable().unwrap().link(), &first)).join().unwrap())
         });
         assert_eq!(all, [true; 8]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_are_spread_again_over_the_connections_that_come_after_those_that_ended() {
+        for ended in 1..=2 {
+            let (target, identity, mut ends) = served(4);
+            target.connect(&identity).await.unwrap();
+            for _ in 0..2 {
+                target.spread(&identity, 2);
+                soon().await;
+            }
+            for _ in 0..ended {
+                ends.recv().await.unwrap().drain();
+            }
+            soon().await;
+            let link = target.connect(&identity).await.unwrap();
+            let alone = target.route(link);
+            target.spread(&identity, 2);
+            soon().await;
+            assert_eq!(target.connections(), 2, "{ended} of two ended");
+            assert!(alone.usable().is_some(), "it was only made");
+            target.spread(&identity, 2);
+            assert!(alone.usable().is_none(), "{ended} of two ended, and calls stay on one of those after them");
+        }
     }
 
     #[tokio::test(start_paused = true)]
