@@ -14,7 +14,7 @@ use futures::future::join_all;
 use picom::balance::{Circuit, EndpointState};
 use picom::registry::{Instance, Memory, Registry};
 use picom::{Builder, Code, Picom, Status, args};
-use support::held::{Scene, Slow, client};
+use support::held::{Scene, client};
 use support::nodes::SERVICE;
 use support::peer::{CALL, DRAIN, Hello, Scripted, frame, idle};
 use support::{eventually, instance};
@@ -108,30 +108,6 @@ async fn ten_thousand_calls_at_once_on_one_connection_all_have_their_turn() {
     timeout(support::PATIENCE, scene.finish(held)).await.expect("they take turns");
     println!("10,000 calls, {CALLS} at a time, took {:?}", begun.elapsed());
     assert_eq!(scene.proxy.connections(), 1);
-}
-
-/// Threads that look for a place while one more connection comes must not ask for another one, past the limit.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn there_are_never_more_connections_than_there_may_be_however_many_threads_look_for_a_place() {
-    const MOST: usize = 2;
-    const ROUNDS: usize = 100;
-    let scene = Scene::new(|server| server.max_calls(1), |client| client).await;
-    for round in 1..=ROUNDS {
-        let before = scene.proxy.connections();
-        let client = client(|client| client.max_connections_per_endpoint(MOST), &[scene.proxy.addr.to_string()]);
-        let mut callers = JoinSet::new();
-        for _ in 0..8 {
-            let client = client.clone();
-            callers.spawn(async move {
-                for _ in 0..5 {
-                    assert_eq!(client.fetch::<u64>(SERVICE, "quick", Slow).await.unwrap(), 7);
-                }
-            });
-        }
-        callers.join_all().await;
-        let made = scene.proxy.connections() - before;
-        assert!(made <= MOST, "{made} connections in round {round}, where there may be {MOST}");
-    }
 }
 
 /// In time that passes only while everybody waits.

@@ -456,6 +456,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn one_that_came_after_somebody_looked_and_before_they_asked_for_one_more_is_counted() {
+        let (target, identity) = target(2);
+        target.connect(&identity).await.unwrap();
+        // Two threads that found one: what the second asks for is the one that the first asked for, or nothing.
+        for _ in 0..2 {
+            assert_eq!(target.grow(target.lock(), &identity), None);
+            soon().await;
+            assert_eq!(target.connections(), 2, "where there may be two");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn no_more_connections_are_made_for_a_crowd_than_there_may_be_nor_to_one_that_has_left() {
         for (most, threads, leaves, connections) in
             [(1, 4, false, 1), (4, 1, false, 1), (4, 4, true, 1), (3, 8, false, 3)]

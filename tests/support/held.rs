@@ -140,7 +140,7 @@ pub(crate) fn client(options: impl FnOnce(Builder) -> Builder, addrs: &[String])
 }
 
 /// No arguments, which take their time to be written. The connection is locked meanwhile, so that threads find it so on any machine.
-pub(crate) struct Slow;
+struct Slow;
 
 impl Serialize for Slow {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
