@@ -19,7 +19,7 @@ use support::nodes::SERVICE;
 use support::peer::{CALL, DRAIN, Hello, Scripted, frame, idle};
 use support::{eventually, instance};
 use tokio::sync::Notify;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 /// Open calls that a connection may have, unless a test says otherwise: the default.
