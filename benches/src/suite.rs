@@ -11,6 +11,7 @@ use crate::peer::Peer as _;
 use crate::peers::picom::Typed;
 use crate::peers::picom_consul::ThroughConsul;
 use crate::peers::picom_name::ByName;
+use crate::peers::picom_one::One;
 use crate::peers::picom_two::Two;
 use crate::peers::raw::Raw;
 use crate::peers::tarpc::Tarpc;
@@ -68,7 +69,7 @@ fn takes_part(peer: &str, workload: &str, mode: Mode) -> bool {
             [Raw::NAME, Typed::NAME, ByName::NAME, Tarpc::NAME, Tonic::NAME, Volo::NAME].contains(&peer)
         }
         ("w7-1" | "w7-256", _) => [Typed::NAME, ThroughConsul::NAME].contains(&peer),
-        _ if peer == ThroughConsul::NAME => false,
+        _ if [ThroughConsul::NAME, One::NAME].contains(&peer) => false,
         _ if peer == Two::NAME => [("w1", Same), ("w2-256", Split)].contains(&(workload, mode)),
         _ if peer == TonicTuned::NAME => ["w3", "w4", "w6"].contains(&&workload[..2]),
         _ => true,

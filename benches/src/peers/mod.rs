@@ -6,6 +6,7 @@ pub(crate) mod moleculer;
 pub(crate) mod picom;
 pub(crate) mod picom_consul;
 pub(crate) mod picom_name;
+pub(crate) mod picom_one;
 pub(crate) mod picom_two;
 pub(crate) mod raw;
 pub(crate) mod raw_std;
@@ -27,6 +28,7 @@ pub(crate) const ALL: &[&str] = &[
     picom_name::ByName::NAME,
     picom_consul::ThroughConsul::NAME,
     picom_two::Two::NAME,
+    picom_one::One::NAME,
     tarpc::Tarpc::NAME,
     tarpc::TarpcMp::NAME,
     tonic::Tonic::NAME,
@@ -50,6 +52,7 @@ pub(crate) fn visit<V: Visit>(name: &str, visitor: V) -> V::Output {
         picom_name::ByName::NAME => visitor.visit::<picom_name::ByName>(),
         picom_consul::ThroughConsul::NAME => visitor.visit::<picom_consul::ThroughConsul>(),
         picom_two::Two::NAME => visitor.visit::<picom_two::Two>(),
+        picom_one::One::NAME => visitor.visit::<picom_one::One>(),
         tarpc::Tarpc::NAME => visitor.visit::<tarpc::Tarpc>(),
         tarpc::TarpcMp::NAME => visitor.visit::<tarpc::TarpcMp>(),
         tonic::Tonic::NAME => visitor.visit::<tonic::Tonic>(),
