@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use picom::{Context, Methods, Status};
-use support::nodes::{SERVICE, pair_with};
+use support::nodes::{SERVICE, pair_with, witness};
 use support::peer::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
@@ -76,4 +76,39 @@ async fn long_messages_are_counted_however_they_are_cut() {
         let more = timeout(Duration::from_millis(100), peer.next(REFUSED)).await;
         assert!(more.is_err(), "one message of the longest kind must fit, with {first} bytes in the CALL");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handlers_that_are_cut_end_at_once_although_their_peer_does_not_read_that_they_were() {
+    let (guards, mut witness) = witness();
+    let watched = guards.clone();
+    let methods = Methods::new()
+        .unary("text", |_cx: Context, (): ()| async move { Ok::<_, Status>("x".repeat(ANSWER)) })
+        .unary("wait", move |_cx: Context, (): ()| {
+            let guard = watched.guard();
+            async move {
+                let _guard = guard;
+                std::future::pending::<Result<(), Status>>().await
+            }
+        });
+    let options = |server: picom::Builder| {
+        server.max_calls(10_000).drain_delay(Duration::ZERO).drain_timeout(Duration::from_millis(100))
+    };
+    let pair = pair_with(methods, options, |client| client).await;
+    let mut peer = Peer::connect(pair.exposed.local_addr(), &Hello::client(SERVICE)).await;
+    peer.send(&unary(FIRST, "wait")).await;
+    witness.began().await;
+    let (_read, mut write) = peer.socket.into_split();
+    let writing = tokio::spawn(async move {
+        for number in 1..=5000 {
+            write.write_all(&unary(FIRST + number, "text")).await.unwrap();
+        }
+        write
+    });
+    // Long enough for the server to fill the socket and its own queue; shorter would only prove less.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let ended = pair.server.end().await;
+    assert!(ended.is_err(), "the call that never ends was not cut");
+    assert_eq!(guards.alive(), 0, "a handler runs on although its call was cut");
+    writing.abort();
 }

@@ -397,11 +397,14 @@ impl Link {
         self.kick(state);
     }
 
-    /// Closes the connection with a reason, once what is queued before is written.
+    /// Closes the connection with a reason, once what is queued before is written. Handlers end now: nobody hears from them any more,
+    /// and the peer may take its time for the last words.
     pub(crate) fn close(&self, reason: CloseReason, text: &str) {
         let mut state = self.lock();
         state.proto.close(reason, text);
+        let tasks: Vec<_> = state.slots.iter_mut().filter_map(|slot| slot.task.take()).collect();
         Self::wake(state, false);
+        tasks.iter().for_each(|(_, task)| task.abort());
     }
 
     /// Sees to it that what was just queued is written, and wakes whoever waits for what has just happened.
