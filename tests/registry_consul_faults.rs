@@ -46,7 +46,7 @@ async fn an_index_that_goes_backwards_leads_to_a_fresh_reading() {
     let mut watch = watching_one(&fake).await;
     fake.becomes(listing(5, &[entry("two", 2)]));
     let turned = tokio::time::Instant::now();
-    until(&mut watch, "the new list", |e| live(e, &["two"])).await;
+    until(&mut watch, "the new list", |e| ids(e).contains(&"two")).await;
     Row::new(7, "Consul's index goes backwards")
         .at_most("change seen after", turned.elapsed(), Duration::from_secs(2))
         .finish();
@@ -85,8 +85,8 @@ async fn any_error_leads_to_a_fresh_reading_and_the_list_is_kept() {
     assert!(stale.problem.as_deref().unwrap().contains(&fake.url()), "{stale:?}");
     let before = fake.requests().len();
     // A lower index, as after a restart: with the old one, nothing would be seen of it.
-    fake.becomes(listing(7, &[entry("two", 2)]));
-    until(&mut watch, "the new list", |e| live(e, &["two"])).await;
+    fake.becomes(listing(7, &[entry("one", 1), entry("two", 2)]));
+    until(&mut watch, "the new list", |e| live(e, &["one", "two"])).await;
     let requests = fake.requests();
     assert!(requests[before..].iter().all(|r| r.index().is_none_or(|index| index <= 7)), "{requests:#?}");
 }
@@ -121,8 +121,8 @@ async fn bad_answers_are_named_and_keep_the_list() {
         for word in words {
             assert!(problem.contains(word), "expected {word:?} in {problem:?}");
         }
-        fake.becomes(listing(100, &[entry("two", 2)]));
-        let again = until(&mut watch, "the recovery", |e| live(e, &["two"])).await;
+        fake.becomes(listing(100, &[entry("one", 1), entry("two", 2)]));
+        let again = until(&mut watch, "the recovery", |e| live(e, &["one", "two"])).await;
         assert_eq!(again.problem, None);
     }
 }
@@ -184,6 +184,108 @@ async fn an_empty_answer_does_not_wipe_a_good_list() {
     let back = until(&mut watch, "the one that came back", |e| live(e, &["one"])).await;
     assert_eq!(back.endpoints[0].tier, Tier::Healthy);
     assert_eq!(back.problem, None);
+}
+
+#[tokio::test]
+async fn a_list_that_comes_back_piece_by_piece_loses_nobody() {
+    let (one, two, three) = (entry("one", 1), entry("two", 2), entry("three", 3));
+    let says = |e: &Endpoints, what| e.problem.as_deref().is_some_and(|problem| problem.contains(what));
+    // Consul forgets while it is away, and may count beyond where it was until it is heard; or it goes back between two answers.
+    for (is_away, index) in [(true, 107), (false, 7)] {
+        let fake = FakeConsul::listing(100, &[one.clone(), two.clone(), three.clone()]).await;
+        let mut watch = consul(&fake).stale_grace(Duration::from_secs(60)).watch("service1");
+        until(&mut watch, "all", |e| live(e, &["one", "two", "three"])).await;
+        fake.asked("a blocking query", |requests| requests.iter().any(|r| r.index() == Some(100))).await;
+        if is_away {
+            fake.becomes(|_| Reply::Reset);
+            until(&mut watch, "the loss", |e| matches!(e.freshness, Freshness::Stale(_))).await;
+        }
+        fake.becomes(listing(index, &[one.clone()]));
+        let first = until(&mut watch, "the first", |e| says(e, "only 1")).await;
+        assert!(matches!(first.freshness, Freshness::Stale(_)), "{first:?}");
+        assert_eq!(ids(&first), ["one", "two", "three"]);
+        assert_eq!(first.usable().len(), 3, "calls must not all go to the first: {first:#?}");
+        fake.becomes(listing(index + 1, &[one.clone(), two.clone()]));
+        until(&mut watch, "the second", |e| says(e, "only 2")).await;
+        // Who leaves after it has come back is gone.
+        fake.becomes(listing(index + 2, &[two.clone()]));
+        let left = until(&mut watch, "one that left", |e| !ids(e).contains(&"one")).await;
+        assert_eq!(ids(&left), ["two", "three"]);
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_forgets_again_and_again_loses_nobody() {
+    let (one, two, three) = (entry("one", 1), entry("two", 2), entry("three", 3));
+    let says = |e: &Endpoints, what| e.problem.as_deref().is_some_and(|problem| problem.contains(what));
+    let grace = Duration::from_secs(4);
+    let fake = FakeConsul::listing(100, &[one.clone(), two.clone(), three.clone()]).await;
+    let mut watch = consul(&fake).stale_grace(grace).watch("service1");
+    until(&mut watch, "all", |e| live(e, &["one", "two", "three"])).await;
+    fake.becomes(listing(9, &[one.clone(), two.clone()]));
+    until(&mut watch, "two", |e| says(e, "only 2")).await;
+    // Those who had come back are forgotten once more.
+    fake.becomes(listing(8, &[two.clone()]));
+    let again = until(&mut watch, "one of them", |e| says(e, "only 1")).await;
+    assert_eq!((ids(&again), again.usable().len()), (vec!["one", "two", "three"], 3));
+    fake.becomes(listing(7, &[]));
+    until(&mut watch, "none of them", |e| says(e, "no instance")).await;
+    // Away for longer than anybody is remembered.
+    fake.becomes(|_| Reply::Reset);
+    until(&mut watch, "the loss", |e| !says(e, "no instance")).await;
+    tokio::time::sleep(grace).await;
+    assert_eq!(watch.current().usable().len(), 3, "{:#?}", watch.current());
+    fake.becomes(listing(6, &[three.clone()]));
+    let back = until(&mut watch, "the last one", |e| says(e, "only 1")).await;
+    assert_eq!((ids(&back), back.usable().len()), (vec!["one", "two", "three"], 3));
+    until(&mut watch, "the others given up", |e| live(e, &["three"])).await;
+}
+
+#[tokio::test]
+async fn who_waits_for_others_to_come_back_reads_on_in_time() {
+    let (one, two) = (entry("one", 1), entry("two", 2));
+    // With this TTL the next answer is wanted after half a minute.
+    let patient = |fake: &FakeConsul| Consul::new(&fake.url()).unwrap().ttl(Duration::from_secs(30));
+    let fake = FakeConsul::listing(100, &[one.clone(), two.clone()]).await;
+    let mut watch = patient(&fake).watch("service1");
+    until(&mut watch, "both", |e| live(e, &["one", "two"])).await;
+    fake.becomes(listing(7, &[one.clone()]));
+    until(&mut watch, "the first", |e| e.problem.is_some()).await;
+    fake.becomes(listing(8, &[one.clone(), two.clone()]));
+    watch.refresh();
+    until(&mut watch, "both, because somebody wants to know", |e| live(e, &["one", "two"])).await;
+
+    let fake = FakeConsul::listing(100, &[one.clone(), two.clone()]).await;
+    let mut watch = patient(&fake).stale_grace(Duration::from_secs(6)).watch("service1");
+    until(&mut watch, "both", |e| live(e, &["one", "two"])).await;
+    fake.becomes(listing(7, &[]));
+    until(&mut watch, "nobody", |e| e.problem.is_some()).await;
+    fake.becomes(listing(8, &[one.clone()]));
+    let first = until(&mut watch, "the first, before they are given up", |e| {
+        !e.endpoints.iter().all(|endpoint| endpoint.tier == Tier::Unhealthy)
+    })
+    .await;
+    assert_eq!(ids(&first), ["one", "two"]);
+    until(&mut watch, "the rest is given up", |e| live(e, &["one"])).await;
+}
+
+#[tokio::test]
+async fn a_list_that_comes_back_whole_is_believed_at_once() {
+    let both = [entry("one", 1), entry("two", 2)];
+    let fake = FakeConsul::listing(100, &both).await;
+    let mut watch = consul(&fake).watch("service1");
+    until(&mut watch, "both", |e| live(e, &["one", "two"])).await;
+    fake.becomes(listing(7, &both[..1]));
+    until(&mut watch, "the first", |e| matches!(e.freshness, Freshness::Stale(_))).await;
+    fake.becomes(listing(8, &both));
+    let again = until(&mut watch, "both again", |e| live(e, &["one", "two"])).await;
+    assert_eq!(again.problem, None);
+    // From now on news are news.
+    fake.asked("a blocking query", |requests| requests.iter().any(|r| r.index() == Some(8))).await;
+    fake.becomes(listing(9, &both[1..]));
+    let changed = tokio::time::Instant::now();
+    until(&mut watch, "the one that is left", |e| live(e, &["two"])).await;
+    assert!(changed.elapsed() < Duration::from_millis(500), "seen after {:?}", changed.elapsed());
 }
 
 #[tokio::test]

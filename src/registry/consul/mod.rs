@@ -128,8 +128,10 @@ impl Consul {
     }
 
     /// How long the instances of a list that became empty are remembered; default twice the TTL. A restarted agent
-    /// answers with an empty list until everybody has registered again. Meanwhile the snapshot is
-    /// [`Freshness::Stale`](super::Freshness::Stale) and its instances are unhealthy, but used for want of others. The same empty list
+    /// answers with an empty list, and then with a growing one, until everybody has registered again. So those that a list lacks
+    /// are remembered as well if Consul was away before it, or has gone back in time; until they come back, they are called like the
+    /// others. Meanwhile the snapshot is [`Freshness::Stale`](super::Freshness::Stale); the instances of a list that is empty are
+    /// unhealthy, but used for want of others. The same empty list
     /// is there after the last instance has left as it should: until this time is over calls still try it, and fail because nobody
     /// listens there. A short grace ends that sooner; zero believes every empty list.
     #[must_use]

@@ -4,7 +4,8 @@
 //! lose a list that was good because of an answer that is not. Look next at `entries.rs` for one answer, and at
 //! `../feed.rs` for who runs this and for how long.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,7 +45,8 @@ pub(super) async fn run(group: Arc<Group>, service: String, publisher: Publisher
         refresh,
         bucket: Bucket::new(),
         reread_at: Instant::now() + REREAD,
-        remembered_until: None,
+        newest: 0,
+        remembered: None,
         empty_note: None,
         rejected: BTreeSet::new(),
         gate: LogGate::default(),
@@ -60,14 +62,26 @@ struct Watcher {
     refresh: Arc<Notify>,
     bucket: Bucket,
     reread_at: Instant,
-    /// Set while the instances of a list that became empty are remembered.
-    remembered_until: Option<Instant>,
+    /// The index of the last answer.
+    newest: u64,
+    /// Those who are not listed any more and yet may be there.
+    remembered: Option<Remembered>,
     /// What there is to say about an empty list, once it has been found out.
     empty_note: Option<Option<String>>,
     /// What was wrong with the last list.
     rejected: BTreeSet<String>,
     gate: LogGate,
     troubled: bool,
+}
+
+/// Who was known before a list that is not to be believed yet.
+#[derive(Default)]
+struct Remembered {
+    /// As they were listed last, and until when that counts.
+    missing: HashMap<SocketAddr, (Arc<Endpoint>, Instant)>,
+    /// Whether Consul was away or went back: then it may have forgotten everybody, and they register again one by one. Calls must
+    /// not all go to the first of them.
+    forgotten: bool,
 }
 
 impl Watcher {
@@ -92,6 +106,9 @@ impl Watcher {
                     self.recovered();
                     backoff.reset();
                     denied.reset();
+                    if self.rest().await {
+                        index = 0;
+                    }
                 }
                 Err(trouble) => {
                     index = 0;
@@ -120,8 +137,25 @@ impl Watcher {
     fn pause(&self, backoff: &mut Backoff) -> Duration {
         let pause = backoff.next();
         let has_list = self.publisher.current().freshness != Freshness::Never;
-        let spread = self.group.api.settings.ttl.min(MAX_SPREAD);
-        up_to(if has_list && backoff.tries() > 1 { spread } else { pause })
+        up_to(if has_list && backoff.tries() > 1 { self.spread() } else { pause })
+    }
+
+    fn spread(&self) -> Duration {
+        self.group.api.settings.ttl.min(MAX_SPREAD)
+    }
+
+    /// The pause before the next answer while Consul hears again from those it has forgotten. Each of them is news to all who watch,
+    /// and if all of these asked every time, that would be many questions; whoever remembers the others can wait until all are back
+    /// and everybody has asked once. Says whether somebody wants the list at once.
+    async fn rest(&self) -> bool {
+        let Some(remembered) = self.remembered.as_ref().filter(|remembered| remembered.forgotten) else { return false };
+        // In time for another answer before all of them are given up.
+        let until = remembered.missing.values().map(|(_, until)| *until).max();
+        let most = until.unwrap_or_else(Instant::now).saturating_duration_since(Instant::now()) / 2;
+        tokio::select! {
+            () = sleep(about(self.spread()).min(most)) => false,
+            () = self.refresh.notified() => true,
+        }
     }
 
     /// The next answer: at once for index 0, else when something may have changed.
@@ -133,7 +167,7 @@ impl Watcher {
         let service = self.service.clone();
         let mut query = pin!(group.api.health(&service, Read::StaleAfter(index), CALL_TIMEOUT));
         loop {
-            let forget_at = self.remembered_until;
+            let forget_at = self.remembered.iter().flat_map(|r| r.missing.values()).map(|(_, until)| *until).min();
             tokio::select! {
                 answer = &mut query => return answer,
                 () = self.refresh.notified() => {}
@@ -174,20 +208,21 @@ impl Watcher {
         }
         let parsed = entries::parse(health.entries);
         self.note_rejected(parsed.rejected);
-        if !parsed.endpoints.is_empty() {
-            self.remembered_until = None;
-            self.empty_note = None;
-            self.publisher.live(parsed.endpoints, None);
-            return Ok(());
-        }
-        let known = self.publisher.current();
-        if known.endpoints.is_empty() {
+        let went_back = health.index.max(1) < self.newest;
+        self.newest = health.index.max(1);
+        let is_empty = parsed.endpoints.is_empty();
+        self.doubt(&parsed.endpoints, self.troubled || went_back);
+        if self.remembered.is_some() {
+            self.publish_remembered(&parsed.endpoints);
+        } else if is_empty {
             self.publish_empty();
         } else {
-            self.remember(known.endpoints.iter().map(|endpoint| (**endpoint).clone()).collect());
+            self.publisher.live(parsed.endpoints, None);
         }
-        // Not while those known before are remembered: a restarted agent has enough to answer.
-        if self.empty_note.is_none() && self.remembered_until.is_none() {
+        if !is_empty {
+            self.empty_note = None;
+        } else if self.empty_note.is_none() && self.remembered.is_none() {
+            // Not while those known before are remembered: a restarted agent has enough to answer.
             // An answer that rights have emptied looks like any other; it must not look like "nobody is there".
             let hidden = health.filtered || self.group.api.checks_rights().await;
             self.empty_note = Some(hidden.then(|| self.note_on_rights()));
@@ -196,29 +231,67 @@ impl Watcher {
         Ok(())
     }
 
-    /// The list has become empty, which is how a restarted agent answers too: what was known is kept for a while, for
-    /// calls to find out for themselves.
-    fn remember(&mut self, known: Vec<Endpoint>) {
-        let grace = self.group.api.settings.stale_grace();
-        let until = *self.remembered_until.get_or_insert_with(|| Instant::now() + grace);
-        if until <= Instant::now() {
-            return self.forget();
+    /// Works out who is remembered although this list lacks them. A restarted agent answers with an empty list, and then with whoever
+    /// has registered again so far; so does one that was `away`, as far as can be seen. What was known is kept for a while, for
+    /// calls to find out for themselves. Who has been seen again counts as any other does, and is gone when the list lacks it.
+    fn doubt(&mut self, listed: &[Endpoint], away: bool) {
+        let (now, until) = (Instant::now(), Instant::now() + self.group.api.settings.stale_grace());
+        let mut remembered = self.remembered.take().unwrap_or_default();
+        remembered.forgotten |= away;
+        if away || listed.is_empty() {
+            for endpoint in &self.publisher.current().endpoints {
+                let missing = remembered.missing.entry(endpoint.addr).or_insert_with(|| (Arc::clone(endpoint), until));
+                // The time in which Consul was away does not count: nobody could come back.
+                if away && missing.1 <= now {
+                    missing.1 = until;
+                }
+            }
         }
-        let problem = format!(
-            "{} lists no instance of {:?} any more; the {} known before are remembered for {grace:?}",
-            self.group.api.describe(),
-            self.service,
-            known.len()
-        );
-        let known = known.into_iter().map(|endpoint| Endpoint { tier: Tier::Unhealthy, ..endpoint }).collect();
-        self.publisher.stale(known, problem);
+        let addresses: HashSet<_> = listed.iter().map(|endpoint| endpoint.addr).collect();
+        remembered.missing.retain(|addr, (_, until)| *until > now && !addresses.contains(addr));
+        if !remembered.missing.is_empty() && (remembered.forgotten || listed.is_empty()) {
+            self.remembered = Some(remembered);
+        }
     }
 
+    fn publish_remembered(&self, listed: &[Endpoint]) {
+        let Some(Remembered { missing, .. }) = &self.remembered else { return };
+        let (consul, service, more) = (self.group.api.describe(), &self.service, missing.len());
+        let grace = self.group.api.settings.stale_grace();
+        let problem = match listed.len() {
+            0 => format!(
+                "{consul} lists no instance of {service:?} any more; the {more} known before are remembered for {grace:?}"
+            ),
+            some => format!(
+                "{consul} lists only {some} of {service:?} since it was away; {more} others known before are remembered for \
+                 {grace:?}"
+            ),
+        };
+        // For want of others; where there are some, they are to be called as much as those.
+        let tier = |endpoint: &Endpoint| if listed.is_empty() { Tier::Unhealthy } else { endpoint.tier };
+        let remembered =
+            missing.values().map(|(endpoint, _)| Endpoint { tier: tier(endpoint), ..(**endpoint).clone() });
+        let all = remembered.chain(listed.iter().cloned()).collect();
+        self.publisher.stale(all, problem);
+    }
+
+    /// Gives up those whose time is over.
     fn forget(&mut self) {
-        self.remembered_until = None;
-        // To find out why nobody is there.
-        self.reread_at = Instant::now();
-        self.publish_empty();
+        let Some(mut remembered) = self.remembered.take() else { return };
+        let known = self.publisher.current();
+        let listed = known.endpoints.iter().filter(|endpoint| !remembered.missing.contains_key(&endpoint.addr));
+        let listed: Vec<_> = listed.map(|endpoint| (**endpoint).clone()).collect();
+        remembered.missing.retain(|_, (_, until)| *until > Instant::now());
+        if !remembered.missing.is_empty() {
+            self.remembered = Some(remembered);
+            self.publish_remembered(&listed);
+        } else if listed.is_empty() {
+            // To find out why nobody is there.
+            self.reread_at = Instant::now();
+            self.publish_empty();
+        } else {
+            self.publisher.live(listed, None);
+        }
     }
 
     fn publish_empty(&self) {
