@@ -134,6 +134,31 @@ async fn what_it_forgot_is_registered_again_and_nobody_is_lost_over_it(mut agent
     assert!(!callers.is_finished(), "for a moment there was nobody to call");
 }
 
+async fn whoever_does_not_come_back_after_it_forgot_is_remembered_beside_those_who_do(mut agent: impl Agent) {
+    let registry = agent.view();
+    let _one = registry.register(instance("service1", "one", 4000)).await.unwrap();
+    let two = registry.register(instance("service1", "two", 4001)).await.unwrap();
+    let mut watch = registry.watch("service1");
+    until(&mut watch, "both", |e| healthy(e) == 2).await;
+    agent.kill();
+    until(&mut watch, "the loss", is_stale).await;
+    // It cannot be taken back, and does not come back.
+    assert!(two.leave().await.is_err());
+    let mut callers = watch.clone();
+    let callers = tokio::spawn(async move {
+        loop {
+            let list = callers.changed().await;
+            if list.usable().len() < 2 {
+                return list;
+            }
+        }
+    });
+    agent.restart_empty().await;
+    let back = until(&mut watch, "one that is back", |e| is_live(e) && e.endpoints.len() == 1).await;
+    assert_eq!(back.endpoints[0].id, "one");
+    assert_eq!(*callers.await.unwrap(), *back, "both are called until then");
+}
+
 async fn while_it_is_away_the_list_stays_and_is_said_to_be_old(mut agent: impl Agent) {
     let registry = agent.view();
     let registration = registry.register(instance("service1", "one", 4000)).await.unwrap();
@@ -180,6 +205,7 @@ macro_rules! all {
             one_of_two_is_gone_at_once_and_the_last_is_remembered_for_a_while,
             one_that_falls_silent_is_unhealthy_after_its_ttl,
             what_it_forgot_is_registered_again_and_nobody_is_lost_over_it,
+            whoever_does_not_come_back_after_it_forgot_is_remembered_beside_those_who_do,
             while_it_is_away_the_list_stays_and_is_said_to_be_old,
             one_that_comes_while_it_is_away_is_found_later,
         );

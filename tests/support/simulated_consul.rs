@@ -41,6 +41,8 @@ struct Agent {
 struct Catalog {
     down: bool,
     next: u64,
+    /// How often it has lost its memory.
+    restarts: u64,
     services: BTreeMap<String, BTreeMap<String, Entry>>,
     waiting: Vec<(String, Weak<Notify>)>,
 }
@@ -82,6 +84,7 @@ impl Consul {
     pub(crate) fn restart(&self) {
         let mut catalog = self.0.lock();
         catalog.services.clear();
+        catalog.restarts += 1;
         catalog.wake(None);
     }
 }
@@ -194,16 +197,16 @@ impl Process {
         Ok(())
     }
 
-    /// The list as it is now, and when time alone will change it.
-    fn read(&self, service: &str) -> Result<(Vec<Endpoint>, Option<Instant>), String> {
+    /// The list as it is now, when time alone will change it, and how often everything was forgotten before.
+    fn read(&self, service: &str) -> Result<(Vec<Endpoint>, Option<Instant>, u64), String> {
         let mut catalog = self.catalog()?;
-        let now = Instant::now();
-        let Some(entries) = catalog.services.get_mut(service) else { return Ok((Vec::new(), None)) };
+        let (now, restarts) = (Instant::now(), catalog.restarts);
+        let Some(entries) = catalog.services.get_mut(service) else { return Ok((Vec::new(), None, restarts)) };
         entries.retain(|_, entry| now < entry.passes_until + self.agent.forget);
         let next = entries.values().map(|entry| {
             if entry.passes_until > now { entry.passes_until } else { entry.passes_until + self.agent.forget }
         });
-        Ok((entries.values().map(|entry| endpoint(entry, now)).collect(), next.min()))
+        Ok((entries.values().map(|entry| endpoint(entry, now)).collect(), next.min(), restarts))
     }
 
     /// Keeps an instance registered until it is dropped.
@@ -246,34 +249,22 @@ impl Process {
     ) {
         let waiting = Arc::new(Notify::new());
         self.agent.lock().waiting.push((service.clone(), Arc::downgrade(&waiting)));
-        let mut known: Vec<Endpoint> = Vec::new();
-        let mut remembered_until: Option<Instant> = None;
+        let mut memory = Remembered::default();
         loop {
             let read = self.read(&service);
             sleep(Duration::from_millis(self.lag_millis.load(Ordering::Relaxed))).await;
             let now = Instant::now();
             let mut next = now + REREAD;
             match read {
-                Ok((list, changes)) => {
+                Ok((list, changes, restarts)) => {
                     next = changes.map_or(next, |changes| changes.min(next));
-                    if !list.is_empty() {
-                        remembered_until = None;
-                    } else if !known.is_empty() && remembered_until.is_none() {
-                        remembered_until = Some(now + self.grace);
-                    }
-                    match remembered_until.filter(|until| *until > now) {
-                        Some(until) => {
-                            next = next.min(until);
-                            known.iter_mut().for_each(|endpoint| endpoint.tier = Tier::Unhealthy);
-                            self.publish(&service, &publisher, Some(&known), Some("the list became empty".to_owned()));
-                        }
-                        None => {
-                            known = list;
-                            self.publish(&service, &publisher, Some(&known), None);
-                        }
-                    }
+                    let (list, until) = memory.add(list, restarts, now, self.grace);
+                    next = until.map_or(next, |until| until.min(next));
+                    let problem = until.map(|_| "some who were known before are not listed".to_owned());
+                    self.publish(&service, &publisher, Some(&list), problem);
                 }
                 Err(problem) => {
+                    memory.away = true;
                     next = now + PAUSE;
                     self.publish(&service, &publisher, None, Some(problem));
                 }
@@ -322,6 +313,55 @@ impl Process {
         if next != *current {
             publisher.send_replace(Arc::new(next));
         }
+    }
+}
+
+/// Who was known before lists that are not to be believed yet: empty ones, and all after the agent was away or forgot.
+#[derive(Default)]
+struct Remembered {
+    known: Vec<Endpoint>,
+    missing: Vec<Endpoint>,
+    until: Option<Instant>,
+    away: bool,
+    forgotten: bool,
+    restarts: u64,
+}
+
+impl Remembered {
+    /// What to make of this list: with those who are missing in it, until then.
+    fn add(
+        &mut self,
+        list: Vec<Endpoint>,
+        restarts: u64,
+        now: Instant,
+        grace: Duration,
+    ) -> (Vec<Endpoint>, Option<Instant>) {
+        let away = std::mem::take(&mut self.away) || std::mem::replace(&mut self.restarts, restarts) != restarts;
+        let is_over = self.until.is_some_and(|until| until <= now);
+        if self.until.is_none() {
+            self.missing = if away { self.known.clone() } else { Vec::new() };
+            self.forgotten = false;
+        }
+        self.forgotten |= away;
+        if list.is_empty() {
+            let more = self.known.iter().filter(|known| self.missing.iter().all(|e| e.addr != known.addr)).cloned();
+            self.missing.extend(more.collect::<Vec<_>>());
+        }
+        self.missing.retain(|missing| list.iter().all(|endpoint| endpoint.addr != missing.addr));
+        if is_over || self.missing.is_empty() || !(self.forgotten || list.is_empty()) || grace.is_zero() {
+            self.until = None;
+            self.known = list;
+            return (self.known.clone(), None);
+        }
+        self.until.get_or_insert(now + grace);
+        let missing = self.missing.iter().cloned().map(|mut endpoint| {
+            if list.is_empty() {
+                endpoint.tier = Tier::Unhealthy;
+            }
+            endpoint
+        });
+        self.known = list.iter().cloned().chain(missing).collect();
+        (self.known.clone(), self.until)
     }
 }
 
