@@ -1,4 +1,4 @@
-//! What changes around services: the wall clock, the address of Consul, their rights there, and how many ask it at once.
+//! What changes around services: the wall clock, the address of Consul, and their rights there.
 //!
 //! Owns only tests; each is a row of `docs/faults.md` and prints its figure. Look next at `faults_consul.rs` for a Consul in
 //! trouble.
@@ -7,29 +7,27 @@
 
 mod support;
 
-use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
 use picom::Picom;
-use picom::registry::{Consul, Freshness, Registration, RegistrationState, Registry, Watch};
+use picom::registry::Consul;
 use serde_json::{Value, json};
 use support::clock::{self, FalseClock, Temporary};
 use support::consul::Agent;
-use support::fake_consul::{FakeConsul, Reply, Request, entry, listing};
+use support::fake_consul::{FakeConsul, Reply, listing};
 use support::fault::Row;
 use support::logged::Logged;
+use support::passing;
 use support::process::{self, Process, SERVICE, Setup, TOKEN};
 use support::proxy::{Mode, Proxy};
-use support::scene::{Scene, Stalls, Traffic, lasts};
+use support::scene::{Scene, Traffic, lasts};
 use support::work::Journal;
-use support::{eventually, instance, passing, state};
 use tokio::time::Instant;
 
 #[test]
@@ -207,118 +205,5 @@ async fn a_revoked_token_costs_no_call_and_one_line_a_minute() {
         .at_most("failed calls", report.failed().len(), 0)
         .at_most("lines of log in the caller in that minute", lines, 1)
         .also("calls", report.outcomes.len())
-        .finish();
-}
-
-/// How many ask one agent.
-const HERD: usize = 500;
-
-/// An agent that remembers who registered, each under a name of its own.
-#[derive(Clone, Default)]
-struct Memory(Arc<Mutex<HashMap<String, Value>>>);
-
-impl Memory {
-    /// What an agent answers whose lists are at this index, and one further for each who has registered.
-    fn answer(&self, index: u64, request: &Request) -> Reply {
-        let mut known = self.0.lock().unwrap();
-        let last = request.path.rsplit('/').next().unwrap_or_default();
-        match request.verb() {
-            "register" => {
-                let id = request.body["ID"].as_str().unwrap();
-                let mut listed = entry(id, 4000);
-                listed["Service"]["Meta"] = request.body["Meta"].clone();
-                known.insert(id.to_owned(), listed);
-                Reply::text(200, "")
-            }
-            "pass" if known.contains_key(last.trim_start_matches("service:")) => Reply::text(200, ""),
-            "pass" => Reply::text(404, "Unknown check ID"),
-            _ if request.path == "/v1/acl/token/self" => Reply::text(401, "ACL support disabled"),
-            _ => {
-                let list: Vec<_> = known.get(last).cloned().into_iter().collect();
-                let now = index + list.len() as u64;
-                // As Consul: a query is answered when there is news, or after 55 s and up to a sixteenth.
-                let wait = Duration::from_secs(55).mul_f64(1.0 + fastrand::f64() / 16.0);
-                if request.index() == Some(now) { Reply::HoldFor(wait, now, list) } else { Reply::list(now, &list) }
-            }
-        }
-    }
-}
-
-/// The most requests in any second since `from`.
-fn peak(requests: &[Request], from: Instant) -> usize {
-    let times: Vec<_> = requests.iter().map(|request| request.at).filter(|at| *at >= from).collect();
-    let second = Duration::from_secs(1);
-    let within = |start: &Instant| times.iter().filter(|at| **at >= *start && **at - *start < second).count();
-    times.iter().map(within).max().unwrap_or(0)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes two and a half minutes"]
-async fn five_hundred_who_beat_and_watch_spread_out_when_their_agent_restarts() {
-    let memory = Memory::default();
-    let before = memory.clone();
-    let fake = FakeConsul::start(move |request| before.answer(100, request)).await;
-    // They have started at any time: each with settings of its own, or they would share one watch as the clients of one
-    // process do.
-    let members = join_all((0..HERD).map(async |number| {
-        lasts(Duration::from_secs(30).mul_f64(number as f64 / HERD as f64)).await;
-        let registry = Consul::new(&fake.url()).unwrap().token(format!("token-{number}"));
-        let name = format!("herd-{number}");
-        let registration = registry.register(instance(&name, &name, 4000)).await.unwrap();
-        (registry.watch(&name), registration)
-    }))
-    .await;
-    for (_, registration) in &members {
-        state(registration, "Registered", |state| *state == RegistrationState::Registered).await;
-    }
-    let (settled, stalls) = (Instant::now(), Stalls::watch());
-    // As long as the longest period of what they do.
-    lasts(Duration::from_secs(60)).await;
-    let steady = fake.requests().iter().filter(|request| request.at >= settled).count() as f64 / 60.0;
-    // Gone for 3 s, and back without memory.
-    fake.becomes(|_| Reply::Reset);
-    memory.0.lock().unwrap().clear();
-    lasts(Duration::from_secs(3)).await;
-    let back = Instant::now();
-    let after = memory.clone();
-    fake.becomes(move |request| after.answer(7, request));
-    eventually("all are registered again", async || {
-        // Whoever waits for news hears of it.
-        fake.wake();
-        memory.0.lock().unwrap().len() == HERD
-    })
-    .await;
-    let again = back.elapsed();
-    let live = |(watch, registration): &(Watch, Registration)| {
-        let list = watch.current();
-        list.freshness == Freshness::Live
-            && list.usable().len() == 1
-            && registration.state() == RegistrationState::Registered
-    };
-    let mut all_well = false;
-    while back.elapsed() < Duration::from_secs(60) && !all_well {
-        fake.wake();
-        lasts(Duration::from_millis(100)).await;
-        all_well = members.iter().all(live);
-    }
-    let well = back.elapsed();
-    assert!(all_well, "{} of {HERD} lists and registrations are well", members.iter().filter(|m| live(m)).count());
-    let requests = fake.requests();
-    for second in 0..40 {
-        let from = back + Duration::from_secs(second);
-        let in_it = requests.iter().filter(|request| request.at >= from && request.at < from + Duration::from_secs(1));
-        let mut kinds = std::collections::BTreeMap::<_, usize>::new();
-        in_it.for_each(|request| *kinds.entry((request.verb(), request.index().is_some())).or_default() += 1);
-        println!("second {second}: {} requests: {kinds:?}", kinds.values().sum::<usize>());
-    }
-    let peak = peak(&requests, back);
-    let stall = stalls.bearable(Duration::from_millis(500));
-    Row::new(25, "agent of 500 that beat and watch restarts without memory")
-        .at_most("peak of requests a second, in times of the steady rate", peak as f64 / steady, 3.0)
-        .at_most("all registered again after (a beat and TTL/6)", again, Duration::from_secs(16))
-        .also("all have their lists again and have seen themselves listed after", well)
-        .also("steady rate a second", steady)
-        .also("peak", peak)
-        .also("longest time in which the test did not run", stall)
         .finish();
 }

@@ -55,8 +55,9 @@ pub(crate) enum Reply {
     },
     /// Not before [`FakeConsul::wake`]; then the script is asked again.
     Hold,
-    /// The same, but after so long this list under this index, as Consul ends a query that has waited in vain.
-    HoldFor(Duration, u64, Vec<Value>),
+    /// Not before there is such news, then the script is asked again; but after so long this, as Consul ends a query that has
+    /// waited in vain.
+    HoldFor(Duration, watch::Receiver<()>, Arc<Self>),
     /// Never.
     Hang,
     /// The connection is reset.
@@ -197,12 +198,11 @@ async fn serve(
             let current = Arc::clone(&script.lock().expect("no test panics with the script"));
             match current(&request) {
                 Reply::Hold => woken.changed().await.map_err(std::io::Error::other)?,
-                Reply::HoldFor(time, index, entries) => {
-                    match tokio::time::timeout_at(request.at + time, woken.changed()).await {
-                        Ok(woken) => woken.map_err(std::io::Error::other)?,
-                        Err(_) => break Reply::list(index, &entries),
-                    }
-                }
+                Reply::HoldFor(time, mut news, then) => tokio::select! {
+                    woken = woken.changed() => woken.map_err(std::io::Error::other)?,
+                    Ok(()) = news.changed() => {}
+                    () = tokio::time::sleep_until(request.at + time) => break (*then).clone(),
+                },
                 reply => break reply,
             }
         };
