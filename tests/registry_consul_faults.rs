@@ -200,7 +200,7 @@ async fn a_list_that_comes_back_piece_by_piece_loses_nobody() {
             fake.becomes(|_| Reply::Reset);
             until(&mut watch, "the loss", |e| matches!(e.freshness, Freshness::Stale(_))).await;
         }
-        fake.becomes(listing(index, &[one.clone()]));
+        fake.becomes(listing(index, std::slice::from_ref(&one)));
         let first = until(&mut watch, "the first", |e| says(e, "only 1")).await;
         assert!(matches!(first.freshness, Freshness::Stale(_)), "{first:?}");
         assert_eq!(ids(&first), ["one", "two", "three"]);
@@ -208,7 +208,7 @@ async fn a_list_that_comes_back_piece_by_piece_loses_nobody() {
         fake.becomes(listing(index + 1, &[one.clone(), two.clone()]));
         until(&mut watch, "the second", |e| says(e, "only 2")).await;
         // Who leaves after it has come back is gone.
-        fake.becomes(listing(index + 2, &[two.clone()]));
+        fake.becomes(listing(index + 2, std::slice::from_ref(&two)));
         let left = until(&mut watch, "one that left", |e| !ids(e).contains(&"one")).await;
         assert_eq!(ids(&left), ["two", "three"]);
     }
@@ -225,7 +225,7 @@ async fn an_agent_that_forgets_again_and_again_loses_nobody() {
     fake.becomes(listing(9, &[one.clone(), two.clone()]));
     until(&mut watch, "two", |e| says(e, "only 2")).await;
     // Those who had come back are forgotten once more.
-    fake.becomes(listing(8, &[two.clone()]));
+    fake.becomes(listing(8, std::slice::from_ref(&two)));
     let again = until(&mut watch, "one of them", |e| says(e, "only 1")).await;
     assert_eq!((ids(&again), again.usable().len()), (vec!["one", "two", "three"], 3));
     fake.becomes(listing(7, &[]));
@@ -235,7 +235,7 @@ async fn an_agent_that_forgets_again_and_again_loses_nobody() {
     until(&mut watch, "the loss", |e| !says(e, "no instance")).await;
     tokio::time::sleep(grace).await;
     assert_eq!(watch.current().usable().len(), 3, "{:#?}", watch.current());
-    fake.becomes(listing(6, &[three.clone()]));
+    fake.becomes(listing(6, std::slice::from_ref(&three)));
     let back = until(&mut watch, "the last one", |e| says(e, "only 1")).await;
     assert_eq!((ids(&back), back.usable().len()), (vec!["one", "two", "three"], 3));
     until(&mut watch, "the others given up", |e| live(e, &["three"])).await;
@@ -249,7 +249,7 @@ async fn who_waits_for_others_to_come_back_reads_on_in_time() {
     let fake = FakeConsul::listing(100, &[one.clone(), two.clone()]).await;
     let mut watch = patient(&fake).watch("service1");
     until(&mut watch, "both", |e| live(e, &["one", "two"])).await;
-    fake.becomes(listing(7, &[one.clone()]));
+    fake.becomes(listing(7, std::slice::from_ref(&one)));
     until(&mut watch, "the first", |e| e.problem.is_some()).await;
     fake.becomes(listing(8, &[one.clone(), two.clone()]));
     watch.refresh();
@@ -260,7 +260,7 @@ async fn who_waits_for_others_to_come_back_reads_on_in_time() {
     until(&mut watch, "both", |e| live(e, &["one", "two"])).await;
     fake.becomes(listing(7, &[]));
     until(&mut watch, "nobody", |e| e.problem.is_some()).await;
-    fake.becomes(listing(8, &[one.clone()]));
+    fake.becomes(listing(8, std::slice::from_ref(&one)));
     let first = until(&mut watch, "the first, before they are given up", |e| {
         !e.endpoints.iter().all(|endpoint| endpoint.tier == Tier::Unhealthy)
     })
