@@ -201,8 +201,16 @@ impl Admission {
         self.is_known() && since.elapsed() > MAX_WAIT
     }
 
+    /// Refuses a call that has waited in vain.
+    pub(super) fn in_vain(&self) -> Refused {
+        if self.spares_processors() {
+            self.lock().standing_until = Some(Instant::now() + STANDING);
+        }
+        Refused::new(self.full())
+    }
+
     /// Why nobody is let in.
-    pub(super) fn full(&self) -> String {
+    fn full(&self) -> String {
         format!(
             "the server has its limit of {} running calls (`concurrency`)",
             self.gauge.limit.load(Ordering::Relaxed)
@@ -333,8 +341,8 @@ impl Queue {
         let counted = now.saturating_duration_since(self.counted_from);
         if counted >= INTERVAL {
             let served = f64::from(served.swap(0, Ordering::Relaxed));
-            // What is long past says nothing.
-            self.rate = (counted < INTERVAL * 2).then(|| served / counted.as_secs_f64());
+            // What is long past says nothing, nor does a time in which nobody had to wait.
+            self.rate = (counted < INTERVAL * 2 && served > 0.0).then(|| served / counted.as_secs_f64());
             self.counted_from = now;
         }
         // As long as nothing is known of the pace, everybody who runs may have one behind him.

@@ -43,6 +43,8 @@ pub(super) struct Dispatch {
     running: Option<Running>,
     /// This runs on one of the [`IoThreads`](super::io_threads::IoThreads), where no handler may.
     apart: bool,
+    /// It cannot be anywhere else.
+    stays: bool,
 }
 
 /// One of so many calls of a method is measured while it is polled in place: no divisor or multiple of the calls that fill a batch, or
@@ -81,7 +83,7 @@ impl Dispatch {
         // One message of the longest kind must always fit.
         let longest = shared.options.max_message.max(shared.router().longest_request());
         let assembly = Arc::new(Assembly::new(shared.options.max_assembly.max(longest)));
-        Self { shared, peer: None, callees: Vec::new(), assembly, running: None, apart: false }
+        Self { shared, peer: None, callees: Vec::new(), assembly, running: None, apart: false, stays: false }
     }
 }
 
@@ -123,11 +125,15 @@ impl Handler for Dispatch {
     }
 
     fn is_misplaced(&self) -> bool {
-        self.shared.io_threads.are_wanted() != self.apart
+        self.shared.io_threads.are_wanted() != self.apart && !self.stays
     }
 
     fn moved(&mut self, apart: bool) {
         self.apart = apart;
+    }
+
+    fn stays(&mut self) {
+        self.stays = true;
     }
 }
 
@@ -191,10 +197,11 @@ impl Dispatch {
         let Some(running) = running else {
             if let Some((turn, until)) = turn {
                 let (shared, assembly) = (Arc::clone(&self.shared), Arc::clone(&self.assembly));
-                let future: HandlerFuture = if self.apart {
-                    Box::pin(wait_apart(start, assembly, turn, until, shared))
+                let (future, place): (HandlerFuture, _) = if self.apart {
+                    // The place is the handler's, which may be in the middle of something when the waiting is ended.
+                    (Box::pin(wait_apart(start, assembly, turn, until, shared, place)), None)
                 } else {
-                    Box::pin(wait(start, assembly, turn, until, shared))
+                    (Box::pin(wait(start, assembly, turn, until, shared)), place)
                 };
                 let handling = Handling { context: Some(context), future, done: false, _running: None, _place: place };
                 // Here, where nothing keeps it from giving up waiting.
@@ -262,7 +269,7 @@ impl Start {
         let shared = Arc::clone(shared);
         let future = Box::pin(async move {
             if doubt.is_some_and(|doubt| shared.admission.was_right(doubt)) {
-                return refuse(&self.link, self.id, Refusal::Busy, &Refused::new(shared.admission.full()));
+                return refuse(&self.link, self.id, Refusal::Busy, &shared.admission.in_vain());
             }
             drop(shared);
             if let Some(handler) = self.handler(&assembly) {
@@ -302,7 +309,7 @@ async fn wait(
     shared: Arc<Shared>,
 ) {
     let Ok(Ok(mut running)) = tokio::time::timeout_at(until, turn).await else {
-        return refuse(&start.link, start.id, Refusal::Busy, &Refused::new(shared.admission.full()));
+        return refuse(&start.link, start.id, Refusal::Busy, &shared.admission.in_vain());
     };
     running.goes_on();
     if shared.admission.spares_processors() {
@@ -322,11 +329,12 @@ async fn wait_apart(
     turn: oneshot::Receiver<Running>,
     until: Instant,
     shared: Arc<Shared>,
+    place: Option<Inside>,
 ) {
     let Ok(Ok(running)) = tokio::time::timeout_at(until, turn).await else {
-        return refuse(&start.link, start.id, Refusal::Busy, &Refused::new(shared.admission.full()));
+        return refuse(&start.link, start.id, Refusal::Busy, &shared.admission.in_vain());
     };
-    let handling = start.task(&shared, assembly, running, None);
+    let handling = start.task(&shared, assembly, running, place);
     // It reports panics itself.
     let _ = AbortOnDropHandle::new(shared.io_threads.home().spawn(handling)).await;
 }

@@ -6,8 +6,8 @@
 
 use std::io;
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -25,12 +25,20 @@ const WORKERS: usize = 4;
 pub(super) struct IoThreads {
     /// The runtime of everything else.
     home: Handle,
+    /// Whether there may be any.
+    possible: bool,
     /// Connections belong here now.
     wanted: AtomicBool,
-    /// There can be none.
-    impossible: AtomicBool,
-    threads: OnceLock<Vec<IoThread>>,
-    next: AtomicUsize,
+    threads: Mutex<Threads>,
+}
+
+#[derive(Debug, Default)]
+struct Threads {
+    all: Vec<IoThread>,
+    /// Whose turn it is.
+    next: usize,
+    /// They cannot be made, and that was said.
+    failed: bool,
 }
 
 /// It ends when this is dropped, and with it what it drives.
@@ -43,13 +51,7 @@ struct IoThread {
 impl IoThreads {
     /// For a server of this runtime. Nothing begins yet.
     pub(super) fn new(home: Handle, possible: bool) -> Self {
-        Self {
-            home,
-            wanted: AtomicBool::new(false),
-            impossible: AtomicBool::new(!possible),
-            threads: OnceLock::new(),
-            next: AtomicUsize::new(0),
-        }
+        Self { home, possible, wanted: AtomicBool::new(false), threads: Mutex::default() }
     }
 
     /// The runtime of everything else.
@@ -59,7 +61,7 @@ impl IoThreads {
 
     /// Says whether the other threads have too much to do.
     pub(super) fn want(&self, wanted: bool) {
-        let wanted = wanted && !self.impossible.load(Ordering::Relaxed);
+        let wanted = wanted && self.possible;
         if self.wanted.load(Ordering::Relaxed) != wanted {
             self.wanted.store(wanted, Ordering::Relaxed);
         }
@@ -71,21 +73,23 @@ impl IoThreads {
         self.wanted.load(Ordering::Relaxed)
     }
 
-    fn start(&self) -> io::Result<Vec<IoThread>> {
-        let threads = self.home.metrics().num_workers().div_ceil(WORKERS);
-        (0..threads).map(|_| IoThread::start()).collect()
-    }
-
-    /// One of the threads, each in its turn.
-    fn choose(&self, service: &str) -> Option<&Handle> {
-        let threads = self.threads.get_or_init(|| {
-            self.start().unwrap_or_else(|error| {
-                tracing::warn!(service, %error, "no threads of their own for connections: under overload refusals will be slow");
-                Vec::new()
-            })
-        });
-        let turn = self.next.fetch_add(1, Ordering::Relaxed).checked_rem(threads.len())?;
-        Some(&threads.get(turn)?.runtime)
+    /// One of the threads, each in its turn. Where there can be none, the next connection tries again.
+    fn choose(&self, service: &str) -> Option<Handle> {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        if threads.all.is_empty() {
+            let count = self.home.metrics().num_workers().div_ceil(WORKERS);
+            match (0..count).map(|_| IoThread::start()).collect() {
+                Ok(all) => threads.all = all,
+                Err(error) => {
+                    if !std::mem::replace(&mut threads.failed, true) {
+                        tracing::warn!(service, %error, "no threads for connections, so refusals under overload are slow");
+                    }
+                    return None;
+                }
+            }
+        }
+        threads.next = (threads.next + 1) % threads.all.len();
+        Some(threads.all[threads.next].runtime.clone())
     }
 
     /// Drives a connection to its end, there or here, wherever its handler wants to be. Boxed, because what is moved between tasks has a
@@ -96,13 +100,11 @@ impl IoThreads {
                 return error;
             }
             let Some(there) = self.choose(service) else {
-                self.impossible.store(true, Ordering::Relaxed);
-                self.want(false);
+                driver.stays();
                 continue;
             };
             let away = async move {
-                driver.moved(true);
-                let error = driver.drive().await;
+                let error = if driver.moves_away() { driver.drive().await } else { None };
                 (driver, error)
             };
             match AbortOnDropHandle::new(there.spawn(away)).await {
@@ -111,20 +113,30 @@ impl IoThreads {
                 Err(end) if end.is_panic() => resume_unwind(end.into_panic()),
                 Err(_) => return Arc::new(Error::Closed),
             }
-            driver.moved(false);
+            driver.moves_home();
         }
     }
 }
 
 impl IoThread {
     fn start() -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let (handle, until) = (runtime.handle().clone(), CancellationToken::new());
-        let ended = until.clone();
-        std::thread::Builder::new()
-            .name("picom-io".to_owned())
-            .spawn(move || runtime.block_on(ended.cancelled_owned()))?;
-        Ok(Self { runtime: handle, _until: until.drop_guard() })
+        let until = CancellationToken::new();
+        let (ended, (say, said)) = (until.clone(), mpsc::channel());
+        // Made there, for a runtime must not be dropped by a task of another one, as it would be if there was no thread for it.
+        let run = move || match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => {
+                let _ = say.send(Ok(runtime.handle().clone()));
+                runtime.block_on(ended.cancelled_owned());
+            }
+            Err(error) => _ = say.send(Err(error)),
+        };
+        let thread = std::thread::Builder::new().name("picom-io".to_owned());
+        #[cfg(test)]
+        let thread = if tests::no_threads() { thread.stack_size(1 << 46) } else { thread };
+        thread.spawn(run)?;
+        // It says one or the other right away.
+        let runtime = said.recv().map_err(io::Error::other)??;
+        Ok(Self { runtime, _until: until.drop_guard() })
     }
 }
 

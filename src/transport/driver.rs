@@ -65,6 +65,8 @@ pub(crate) trait Handler: Send + 'static {
     }
     /// It is driven by threads that do nothing else from now on, or no longer.
     fn moved(&mut self, _apart: bool) {}
+    /// It cannot be driven elsewhere.
+    fn stays(&mut self) {}
     /// Something was read. Once for all that is read together.
     fn read(&mut self, _link: &Arc<Link>, _now: std::time::Instant) {}
 }
@@ -152,13 +154,29 @@ impl<H: Handler> Driver<H> {
         Some(error)
     }
 
-    /// From here on the runtime of whoever calls this drives it: one whose threads do nothing else, or the first one again.
-    pub(crate) fn moved(&mut self, apart: bool) {
-        if apart {
-            self.read.leave_home();
+    /// From here on the runtime of whoever calls this drives it, whose threads do nothing else. If that cannot be, it stays where it was.
+    pub(crate) fn moves_away(&mut self) -> bool {
+        let moves = self.read.leave_home();
+        if moves {
+            self.moved(true);
         } else {
-            self.read.come_home();
+            self.stays();
         }
+        moves
+    }
+
+    /// The runtime of whoever calls this drives it, which is the first one again.
+    pub(crate) fn moves_home(&mut self) {
+        self.read.come_home();
+        self.moved(false);
+    }
+
+    /// It cannot be driven elsewhere.
+    pub(crate) fn stays(&mut self) {
+        self.handler.stays();
+    }
+
+    fn moved(&mut self, apart: bool) {
         // The old one would be late where the old runtime is.
         self.timer = Box::pin(tokio::time::sleep(Duration::ZERO));
         self.link.lock().armed = None;

@@ -30,8 +30,11 @@ pub(crate) trait WriteHalf: Send + Sync + 'static {
 
 /// The receiving side of a byte stream.
 pub(crate) trait ReadHalf: AsyncRead + Send + Unpin {
-    /// From now on the runtime of whoever calls this says when there is something to read, instead of the one it was made in.
-    fn leave_home(&mut self) {}
+    /// From now on the runtime of whoever calls this says when there is something to read, instead of the one it was made in; unless that
+    /// cannot be.
+    fn leave_home(&mut self) -> bool {
+        false
+    }
     /// The runtime that it was made in says so again.
     fn come_home(&mut self) {}
 }

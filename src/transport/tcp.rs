@@ -49,6 +49,12 @@ const MOST_AWAY: usize = 256;
 /// How many are.
 static AWAY: AtomicUsize = AtomicUsize::new(0);
 
+/// How many sockets are open twice.
+#[cfg(test)]
+pub(crate) fn away() -> usize {
+    AWAY.load(Ordering::Relaxed)
+}
+
 /// A socket once more, where another runtime waits for it.
 struct Away {
     socket: TcpStream,
@@ -75,6 +81,8 @@ impl Away {
     fn new(half: &OwnedReadHalf) -> io::Result<Self> {
         let place = Place::take().ok_or_else(|| io::Error::other("as many sockets as may be are open twice"))?;
         let socket = socket2::SockRef::from(half.as_ref()).try_clone()?;
+        // As the first one is, which not every system takes over.
+        socket.set_nonblocking(true)?;
         Ok(Self { socket: TcpStream::from_std(socket.into())?, _place: place })
     }
 }
@@ -90,12 +98,12 @@ impl AsyncRead for Reader {
 }
 
 impl ReadHalf for Reader {
-    fn leave_home(&mut self) {
-        // Where that fails the runtime that it was made in goes on waiting for it, which is only slower.
+    fn leave_home(&mut self) -> bool {
         self.away = Away::new(&self.half)
             .map(Box::new)
-            .inspect_err(|error| tracing::debug!(%error, "a connection is driven apart, but not waited for there"))
+            .inspect_err(|error| tracing::debug!(%error, "a connection stays where it is, so refusals on it are slow"))
             .ok();
+        self.away.is_some()
     }
 
     fn come_home(&mut self) {

@@ -147,7 +147,7 @@ impl Work for Worker {
 
 /// For how long this thread has had a processor.
 fn processor_time() -> Duration {
-    nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID.now().expect("Linux says how long a thread has run").into()
+    nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID.now().expect("the system says how long a thread has run").into()
 }
 
 /// How many rounds of [`spin`] a processor does in a microsecond, which others can only make seem fewer: so that a call is as
