@@ -55,6 +55,12 @@ pub(crate) fn away() -> usize {
     AWAY.load(Ordering::Relaxed)
 }
 
+/// All places that are left.
+#[cfg(test)]
+pub(crate) fn take_places() -> Vec<impl Sized> {
+    std::iter::from_fn(Place::take).collect()
+}
+
 /// A socket once more, where another runtime waits for it.
 struct Away {
     socket: TcpStream,

@@ -316,6 +316,20 @@ async fn connections_stay_where_they_are_when_there_are_no_threads_for_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_stays_where_it_is_when_256_sockets_are_open_twice() {
+    for (left, moved) in [(1, true), (0, false)] {
+        let scene = Scene::new(1, Methods::new()).await;
+        let mut places = tcp::take_places();
+        assert_eq!(places.len(), 256);
+        places.truncate(256 - left);
+        scene.want(true).await;
+        assert!(!scene.hold(0).await.unwrap(), "the handler ran where it must not");
+        assert_eq!(tcp::away(), 256, "{left} places were left");
+        assert_eq!(scene.apart().metrics().num_alive_tasks() > 0, moved, "{left} places were left");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_move_when_handlers_take_more_than_the_threads_can() {
     let scene = Scene::new(1, Methods::new()).await;
     let limit = Instant::now() + LONG;
